@@ -1,0 +1,174 @@
+"""The parameters: one frozen section per stage, each value with its unit and range.
+
+``params.yaml`` holds the values; nothing here has a hidden default that the file does not show.
+The descriptions are what ``retroformer STAGE --help`` prints.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retroformer.errors import ConfigError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, and a key that is not known is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TasksConfig(Section):
+    """What is played, and how it is told to the agent."""
+
+    train: tuple[str, ...] = Field(min_length=1, description="tasks to learn, as package:task")
+    held_out: tuple[str, ...] = Field(description="tasks that are evaluated and never trained on")
+    text: Literal["compact", "plain"] = Field(description="compact words for a small model, plain English sentences")
+    actions: Literal["token", "words"] = Field(description="one token an action (left), or words (turn left)")
+
+
+class CollectConfig(Section):
+    """Play episodes and record them."""
+
+    episodes: int = Field(ge=1, le=10_000_000, description="episodes to play, spread evenly over the tasks")
+    policy: Literal["champion", "train_from"] = Field(description="which pinned policy plays")
+    temperature: float = Field(gt=0, le=10, description="sampling temperature")
+    checkpoint_share: Share = Field(description="share of the episodes kept for checkpoint choice, never trained on")
+    environments: int = Field(ge=1, le=4096, description="episodes that advance together in a worker")
+    workers: int = Field(ge=0, le=1024, description="worker processes; 0 means one a core")
+    max_seconds: float = Field(gt=0, description="wall time an episode may take, in seconds; beyond it is truncated")
+    max_errors: Share = Field(description="share of episodes that may end in error before the stage stops")
+
+
+class ValidateConfig(Section):
+    """Check what was collected; quarantine what fails, with its reason."""
+
+    max_quarantined: Share = Field(description="share of trajectories in quarantine above which the contract is broken")
+    min_reward: float = Field(description="smallest reward of a step that is believed")
+    max_reward: float = Field(description="largest reward of a step that is believed")
+    max_steps: int = Field(ge=1, description="most steps that a trajectory may have")
+
+
+class CurateConfig(Section):
+    """Score, rank and tier the history; say how often each trajectory is to be sampled."""
+
+    window: int = Field(ge=1, description="rounds of history that are replayed, this one included")
+    tiers: int = Field(ge=1, le=20, description="tiers of quality; the best is admitted first")
+    temperature: float = Field(gt=0, description="sampling is in proportion to quality^(1/temperature)")
+    success_weight: float = Field(ge=0, description="weight of success in the quality score")
+    return_weight: float = Field(ge=0, description="weight of the return's rank within its task")
+    length_weight: float = Field(ge=0, description="weight of being short within its task")
+
+
+class PolicyConfig(Section):
+    """The language model whose logits are the policy."""
+
+    model: str = Field(description="local path or hub id of a causal language model; empty builds a small one")
+    width: int = Field(ge=8, le=8192, description="width of the built model")
+    layers: int = Field(ge=1, le=128, description="layers of the built model")
+    heads: int = Field(ge=1, le=128, description="attention heads of the built model")
+
+
+class TrainConfig(Section):
+    """Policy gradient on replayed trajectories."""
+
+    objective: Literal[
+        "topr", "truncated", "symmetric", "asymmetric", "reward_weighted", "imitation", "imitation_of_successes"
+    ] = Field(description="loss, see objectives/losses.py")
+    baseline: Literal["none", "mean", "task", "leave_one_out", "value"] = Field(description="subtracted from returns")
+    updates: int = Field(ge=1, description="gradient updates")
+    batch: int = Field(ge=1, description="trajectories an update")
+    learning_rate: float = Field(gt=0, le=1, description="peak of the schedule: warm-up, flat to half, down to a tenth")
+    later_learning_rate: float = Field(gt=0, le=1, description="the same where training goes on from a candidate")
+    warmup: int = Field(ge=0, description="updates of linear warm-up")
+    discount: float = Field(gt=0, le=1, description="per step")
+    entropy: float = Field(ge=0, description="coefficient of the entropy bonus, nats")
+    value: float = Field(ge=0, description="coefficient of the value loss")
+    max_grad_norm: float = Field(gt=0, description="gradients are scaled down to this norm")
+    curriculum: bool = Field(description="admit tiers on a measured signal; false samples uniformly from the start")
+    condition_on_return: bool = Field(description="tell the policy the return it is to reach, in the prompt")
+    checkpoints: int = Field(ge=1, description="how many candidates the choice is among")
+    max_kl: float = Field(gt=0, description="KL to the behaviour, nats a step, above which training stops")
+    min_ess: Share = Field(description="effective sample size over n below which training stops")
+
+
+class EvaluateConfig(Section):
+    """Play champion and challenger on the same held-out seeds."""
+
+    first_look: int = Field(ge=2, description="episodes a policy before the first look at the difference")
+    looks: int = Field(ge=1, le=20, description="looks at most; n doubles from one to the next")
+    confidence: float = Field(gt=0.5, lt=1, description="confidence of every interval")
+    final: int = Field(ge=2, description="episodes of the final figure, on seeds that no gate uses")
+    transfer: int = Field(ge=2, description="episodes on the held-out tasks")
+
+
+class DecideConfig(Section):
+    """Promote, keep, or not enough evidence."""
+
+    min_improvement: float = Field(ge=0, le=1, description="the interval's lower end must be above this")
+    max_regression: float = Field(ge=0, le=1, description="fall of one task that keeps the champion, if proven")
+    max_swapped: Share = Field(description="success with the wrong mission, over that with the true one, allowed")
+
+
+class Config(Section):
+    """All of params.yaml."""
+
+    seed: int = Field(ge=0, lt=100, description="of every random number in the round")
+    tasks: TasksConfig
+    policy: PolicyConfig
+    collect: CollectConfig
+    validate_: ValidateConfig = Field(alias="validate")
+    curate: CurateConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+    decide: DecideConfig
+
+
+def load_config(path: Path = Path("params.yaml"), overrides: dict[str, Any] | None = None) -> Config:
+    """Read and check params.yaml. `overrides` maps ``section.key`` to a value.
+
+    Raises ConfigError that names the file, the key, what was got and what is allowed.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; run from the project's root") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold sections, got {type(values).__name__}")
+    for key, value in (overrides or {}).items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = value
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(explain(path, values, item) for item in error.errors())) from None
+
+
+def explain(path: Path, values: dict[str, Any], item: Any) -> str:
+    """One sentence for one of pydantic's complaints, with the nearest known key for a misspelt one."""
+    import difflib
+
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        model: Any = Config
+        for part in item["loc"][:-1]:
+            known = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+            model = known.get(part, model)
+        names = [field.alias or name for name, field in model.model_fields.items()]
+        near = difflib.get_close_matches(str(item["loc"][-1]), names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
+        return f"{path}: {key} is not a parameter; {hint}"
+    if item["type"] == "missing":
+        return f"{path}: {key} is missing"
+    return f"{path}: {key} = {item['input']!r}: {item['msg'][:1].lower()}{item['msg'][1:]}"

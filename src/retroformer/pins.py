@@ -1,0 +1,93 @@
+"""``data/champion.json``: which policy is in production, and which one to train on from.
+
+A pin is a path that git and the DVC remote alone can bring back (or a ``scripted:`` name), with its content
+hash. A stage refuses a policy whose hash differs from its pin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from retroformer.errors import DataError, PinMismatch
+from retroformer.storage import hash_directory, read_json, write_json
+
+SCRIPTED = "scripted:"
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A policy and the hash of its content."""
+
+    policy: str
+    """``scripted:NAME?key=value`` or a checkpoint folder, relative to the project's root."""
+    hash: str
+    uri: str = ""
+    """Registry URI, for information."""
+
+    @property
+    def scripted(self) -> bool:
+        return self.policy.startswith(SCRIPTED)
+
+    @property
+    def version(self) -> str:
+        """What trajectories record as their behaviour policy."""
+        return self.policy if self.scripted else self.hash[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The two pins and the number of rounds that are closed."""
+
+    closed_rounds: int
+    champion: Pin
+    train_from: Pin | None
+
+    @property
+    def round(self) -> int:
+        """The round that is open, from 1."""
+        return self.closed_rounds + 1
+
+
+def policy_hash(policy: str, root: Path = Path(".")) -> str:
+    """SHA-256 of a checkpoint folder's content, or of the name of a scripted agent."""
+    if policy.startswith(SCRIPTED):
+        return hashlib.sha256(policy.encode()).hexdigest()
+    return hash_directory(Path(root) / policy)
+
+
+def read_pins(path: Path = Path("data/champion.json")) -> Pins:
+    """Read the lockfile. Raises DataError that says what is missing from it."""
+    value = read_json(path)
+    try:
+        return Pins(
+            closed_rounds=int(value["closed_rounds"]),
+            champion=Pin(**value["champion"]),
+            train_from=None if value["train_from"] is None else Pin(**value["train_from"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not a lockfile of pins (closed_rounds, champion, train_from): {error}") from None
+
+
+def write_pins(path: Path, pins: Pins) -> None:
+    """Write the lockfile whole or not at all."""
+    value: dict[str, Any] = asdict(pins)
+    write_json(path, value)
+
+
+def verify(pin: Pin, root: Path = Path(".")) -> Pin:
+    """The pin, if the policy that it names is there and has the pinned content.
+
+    Raises PinMismatch with got and expected, DataError where the folder is missing.
+    """
+    if not pin.scripted and not (Path(root) / pin.policy).is_dir():
+        raise DataError(f"{pin.policy}, which data/champion.json pins, does not exist; try `dvc pull`")
+    found = policy_hash(pin.policy, root)
+    if found != pin.hash:
+        raise PinMismatch(
+            f"{pin.policy} has hash {found[:16]}, data/champion.json pins {pin.hash[:16]}: "
+            "the policy or the pin was edited; restore it with `git checkout` or `dvc checkout`"
+        )
+    return pin

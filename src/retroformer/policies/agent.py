@@ -1,0 +1,51 @@
+"""What collection asks of a policy: choose actions for many environments at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One environment waiting for an action."""
+
+    slot: int
+    """Which of the agent's places the episode occupies, from its first step until `release`."""
+    t: int
+    """Step of the episode; 0 starts a new one in this slot."""
+    description: str
+    """The task, as the agent is told it."""
+    observation: str
+    admissible_actions: tuple[str, ...]
+    uniform: float
+    """Random number in [0, 1) keyed by run seed, episode and step: the only source of chance."""
+    environment: Any = None
+    """The environment itself, for scripted experts alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The action chosen and log pi(action | history) in nats, at the temperature in use."""
+
+    action: str
+    logprob: float
+    probabilities: tuple[float, ...] = ()
+    """pi over the admissible actions, in their order."""
+
+
+class Agent(Protocol):
+    """A policy at work. It keeps what it needs of each slot's history by itself."""
+
+    version: str
+    """Content hash of the policy, or its ``scripted:`` name."""
+    temperature: float
+
+    def act(self, decisions: Sequence[Decision]) -> list[Choice]:
+        """Choose for all that wait. The chosen action is what the environment will be given."""
+        ...
+
+    def release(self, slot: int) -> None:
+        """The episode in this slot is over; forget it."""
+        ...

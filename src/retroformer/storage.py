@@ -1,0 +1,262 @@
+"""Trajectories on disk: two flat Parquet tables, ``episodes`` and ``steps``, keyed by (trajectory_id, t).
+
+Folders are written beside their target and renamed, so a reader never sees half of one. Two
+writes of the same trajectories give the same bytes, which is what content hashes rest on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retroformer.errors import DataError
+from retroformer.types import Outcome, Step, StopReason, Task, Trajectory
+
+SCHEMA_VERSION = 1
+
+EPISODES = pa.schema(
+    [
+        ("trajectory_id", pa.string()),
+        ("environment", pa.string()),
+        ("family", pa.string()),
+        ("task", pa.string()),
+        ("description", pa.string()),
+        ("seed", pa.int64()),
+        ("split", pa.string()),
+        ("outcome", pa.string()),
+        ("stop_reason", pa.string()),
+        ("steps", pa.int32()),
+        ("total_reward", pa.float64()),
+        ("policy", pa.string()),
+        ("temperature", pa.float64()),
+        ("attempt", pa.int32()),
+        ("previous_id", pa.string()),
+        ("source", pa.string()),
+        ("error", pa.string()),
+    ],
+    metadata={"retroformer_schema": str(SCHEMA_VERSION)},
+)
+STEPS = pa.schema(
+    [
+        ("trajectory_id", pa.string()),
+        ("t", pa.int32()),
+        ("observation", pa.string()),
+        ("action", pa.string()),
+        ("reward", pa.float64()),
+        ("admissible_actions", pa.list_(pa.string())),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprob", pa.float64()),
+    ],
+    metadata={"retroformer_schema": str(SCHEMA_VERSION)},
+)
+
+
+def episode_row(trajectory: Trajectory) -> dict[str, Any]:
+    """The row of ``episodes`` that stands for a trajectory."""
+    task = trajectory.task
+    return {
+        "trajectory_id": trajectory.id,
+        "environment": task.environment,
+        "family": task.family,
+        "task": task.name,
+        "description": task.description,
+        "seed": task.seed,
+        "split": task.split,
+        "outcome": trajectory.outcome.value,
+        "stop_reason": trajectory.stop_reason.value,
+        "steps": len(trajectory.steps),
+        "total_reward": trajectory.total_reward,
+        "policy": trajectory.policy,
+        "temperature": trajectory.temperature,
+        "attempt": trajectory.attempt,
+        "previous_id": trajectory.previous_id,
+        "source": trajectory.source,
+        "error": trajectory.error,
+    }
+
+
+def step_rows(trajectory: Trajectory) -> list[dict[str, Any]]:
+    """The rows of ``steps`` of a trajectory, in order."""
+    return [
+        {
+            "trajectory_id": trajectory.id,
+            "t": t,
+            "observation": step.observation,
+            "action": step.action,
+            "reward": step.reward,
+            "admissible_actions": None if step.admissible_actions is None else list(step.admissible_actions),
+            "token_ids": None if step.token_ids is None else list(step.token_ids),
+            "logprob": step.logprob,
+        }
+        for t, step in enumerate(trajectory.steps)
+    ]
+
+
+@contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `directory` when the block ends well.
+
+    If the block raises, `directory` is as it was and the temporary folder is gone.
+    """
+    directory = Path(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        old = temporary.with_name(temporary.name + ".old")
+        if directory.exists():
+            os.rename(directory, old)
+        os.rename(temporary, directory)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys, whole or not at all. Non-finite numbers are refused."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises DataError that names the file and the place."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+
+
+def write_tables(directory: Path, episodes: Iterable[dict[str, Any]], steps: Iterable[dict[str, Any]]) -> None:
+    """Write rows as ``episodes.parquet`` and ``steps.parquet`` into an existing folder."""
+    directory = Path(directory)
+    pq.write_table(pa.Table.from_pylist(list(episodes), EPISODES), directory / "episodes.parquet")
+    pq.write_table(pa.Table.from_pylist(list(steps), STEPS), directory / "steps.parquet")
+
+
+def write_trajectories(directory: Path, trajectories: Iterable[Trajectory]) -> None:
+    """Write the two tables into an existing folder, sorted by id, so that order of arrival does not show."""
+    ordered = sorted(trajectories, key=lambda trajectory: trajectory.id)
+    write_tables(directory, map(episode_row, ordered), (row for one in ordered for row in step_rows(one)))
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read one table. Raises DataError where it is missing, cut short, or has other columns."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        first_line = str(error).splitlines()[0]
+        raise DataError(f"{path} is damaged: it cannot be read as Parquet ({first_line})") from None
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    try:
+        return table.select(schema.names).cast(schema.remove_metadata())
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(f"{path} has a column of another type than expected: {error}") from None
+
+
+def read_trajectories(directory: Path) -> list[Trajectory]:
+    """Read the two tables of a folder back into trajectories, in the order of ``episodes``.
+
+    Raises DataError where an episode's steps are not there, are counted wrongly or are out of order.
+    """
+    directory = Path(directory)
+    episodes = read_table(directory / "episodes.parquet", EPISODES).to_pylist()
+    steps: dict[str, list[Step]] = {}
+    for row in read_table(directory / "steps.parquet", STEPS).to_pylist():
+        mine = steps.setdefault(row["trajectory_id"], [])
+        if row["t"] != len(mine):
+            raise DataError(
+                f"{directory}/steps.parquet: step {row['t']} of {row['trajectory_id']} where step {len(mine)} was due"
+            )
+        mine.append(
+            Step(
+                observation=row["observation"],
+                action=row["action"],
+                reward=row["reward"],
+                admissible_actions=None if row["admissible_actions"] is None else tuple(row["admissible_actions"]),
+                token_ids=None if row["token_ids"] is None else tuple(row["token_ids"]),
+                logprob=row["logprob"],
+            )
+        )
+    trajectories = []
+    for row in episodes:
+        own = steps.pop(row["trajectory_id"], [])
+        if len(own) != row["steps"]:
+            raise DataError(
+                f"{directory}/steps.parquet has {len(own)} steps of {row['trajectory_id']}, "
+                f"episodes.parquet says {row['steps']}"
+            )
+        trajectories.append(trajectory_from_row(row, own))
+    if steps:
+        raise DataError(f"{directory}/steps.parquet has steps of an episode that is not there: {next(iter(steps))}")
+    return trajectories
+
+
+def trajectory_from_row(row: dict[str, Any], steps: Iterable[Step]) -> Trajectory:
+    """A row of ``episodes`` and its steps, as one record."""
+    try:
+        outcome, stop_reason = Outcome(row["outcome"]), StopReason(row["stop_reason"])
+    except ValueError as error:
+        raise DataError(f"trajectory {row['trajectory_id']}: {error}") from None
+    return Trajectory(
+        id=row["trajectory_id"],
+        task=Task(row["environment"], row["family"], row["task"], row["description"], row["seed"], row["split"]),
+        steps=tuple(steps),
+        stop_reason=stop_reason,
+        outcome=outcome,
+        policy=row["policy"],
+        temperature=row["temperature"],
+        attempt=row["attempt"],
+        previous_id=row["previous_id"],
+        source=row["source"],
+        error=row["error"],
+    )
+
+
+def hash_directory(directory: Path) -> str:
+    """SHA-256 over names and contents of a folder's files (hidden ones left out), 64 hex digits."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise DataError(f"{directory} does not exist")
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            digest.update(f"{name.as_posix()}\x00{path.stat().st_size}\x00".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
