@@ -1,0 +1,31 @@
+"""Which environment seeds belong to which split: ranges that never meet.
+
+A seed reads as decimal digits, ``S RR NN IIIII``: the split, the run's seed, the round and the episode.
+"""
+
+from __future__ import annotations
+
+from retroformer.errors import ConfigError
+
+SPLITS = ("history", "train", "checkpoint", "gate", "final", "transfer")
+SAME_EVERY_ROUND = ("final", "transfer")
+EPISODES, ROUNDS, RUNS = 100_000, 100, 100
+"""Room for this many episodes a round, rounds a run, and runs."""
+
+
+def seeds(split: str, *, run_seed: int, round_number: int, count: int, offset: int = 0) -> range:
+    """`count` seeds of a split, from the `offset`-th on. Two ranges meet only if split, run and round are the same.
+
+    final and transfer are the same every round. Raises ConfigError where something does not fit.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"split is {split!r}, allowed: {', '.join(SPLITS)}")
+    if not 0 <= run_seed < RUNS:
+        raise ConfigError(f"seed is {run_seed}, allowed: 0 to {RUNS - 1}")
+    if not 1 <= round_number < ROUNDS:
+        raise ConfigError(f"round is {round_number}, allowed: 1 to {ROUNDS - 1}")
+    if count < 0 or offset < 0 or offset + count > EPISODES:
+        raise ConfigError(f"episodes {offset} to {offset + count} of {split} do not fit into 0 to {EPISODES}")
+    round_part = 0 if split in SAME_EVERY_ROUND else round_number
+    start = ((SPLITS.index(split) * RUNS + run_seed) * ROUNDS + round_part) * EPISODES + offset
+    return range(start, start + count)
