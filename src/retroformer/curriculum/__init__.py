@@ -1,0 +1,1 @@
+"""Which trajectories to learn from, how often, and when the harder ones are admitted."""
