@@ -1,0 +1,119 @@
+"""The gate: promote, keep, or not enough evidence. A pure function of what was measured.
+
+In this order, the first that holds decides:
+
+1. too many episodes or the whole control were lost      not enough evidence
+2. the challenger does as well with the wrong mission    keep, judged worse
+3. the difference is proven negative                     keep, judged worse
+4. one task is proven to have fallen too far             keep, judged worse
+5. the difference is proven above the asked improvement  promote
+6. the difference is proven not above it                 keep
+7. otherwise                                             not enough evidence
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from retroformer.config import DecideConfig
+from retroformer.evaluation.comparison import MIN_PAIRS, Difference, TaskDifference, pairs_needed
+
+MAX_LOST = 0.1
+"""Share of the pairs that may be lost. What breaks is seldom a random tenth: beyond it the rest is a selection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is to happen to the challenger, and why."""
+
+    verdict: Literal["promote", "keep", "not_enough_evidence"]
+    reason: str
+    judged_worse: bool
+    """Whether training must not go on from this challenger."""
+    difference: float
+    lower: float
+    upper: float
+    n: int
+    per_task: tuple[TaskDifference, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``verdict.json`` holds it, the round apart."""
+        per_task = [
+            {"task": one.task, "difference": one.mean, "lower": one.lower, "upper": one.upper, "n": one.n}
+            for one in self.per_task
+        ]
+        return {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "judged_worse": self.judged_worse,
+            "difference": self.difference,
+            "lower": self.lower,
+            "upper": self.upper,
+            "n": self.n,
+            "per_task": per_task,
+        }
+
+
+def judge(
+    difference: Difference, true_success: float | None, swapped_success: float | None, config: DecideConfig
+) -> Verdict:
+    """The verdict on a challenger.
+
+    `difference`: challenger minus champion on the same seeds. `true_success` and `swapped_success`: the challenger's
+    mean success over tasks (0..1) told the true mission, and told another one; None where every episode was lost.
+    """
+
+    def verdict(kind: Literal["promote", "keep", "not_enough_evidence"], reason: str, worse: bool = False) -> Verdict:
+        mean, lower, upper = difference.mean, difference.lower, difference.upper
+        return Verdict(kind, reason, worse, mean, lower, upper, difference.n, difference.per_task)
+
+    measured = (
+        f"{difference.mean:+.3f} (interval {difference.lower:+.3f} to {difference.upper:+.3f}, {difference.n} pairs)"
+    )
+    played = difference.n + difference.lost
+    if difference.lost > MAX_LOST * played:
+        return verdict(
+            "not_enough_evidence",
+            f"{difference.lost} of {played} pairs were lost to errors and limits, more than {MAX_LOST:.0%}: "
+            "mend what breaks before judging the rest.",
+        )
+    thin = [task for task in difference.per_task if task.n < MIN_PAIRS]
+    if thin:
+        return verdict(
+            "not_enough_evidence", f"{thin[0].task} has {thin[0].n} valid pairs, at least {MIN_PAIRS} are needed."
+        )
+    if true_success is None or swapped_success is None:
+        return verdict("not_enough_evidence", "Every episode with a swapped mission was lost: the control is missing.")
+    if swapped_success > config.max_swapped * true_success:
+        return verdict(
+            "keep",
+            f"The challenger ignores its mission: told the wrong one it still succeeds at {swapped_success:.3f}, "
+            f"against {true_success:.3f} told the true one (at most {config.max_swapped:g} of it is allowed).",
+            worse=True,
+        )
+    if difference.upper < 0:
+        return verdict("keep", f"The challenger is worse than the champion by {measured}.", worse=True)
+    fallen = min(difference.per_task, key=lambda task: task.upper)
+    if fallen.upper < -config.max_regression:
+        return verdict(
+            "keep",
+            f"On {fallen.task} the challenger fell by {fallen.mean:+.3f} (interval {fallen.lower:+.3f} to "
+            f"{fallen.upper:+.3f}, {fallen.n} pairs), beyond the allowed {config.max_regression:g}.",
+            worse=True,
+        )
+    if difference.lower > config.min_improvement:
+        return verdict("promote", f"The challenger is better by {measured}, proven above {config.min_improvement:g}.")
+    if difference.upper <= config.min_improvement:
+        return verdict("keep", f"The difference is {measured}, proven not above {config.min_improvement:g}.")
+    needed = pairs_needed(difference, config.min_improvement)
+    if needed is None:
+        return verdict(
+            "not_enough_evidence",
+            f"The difference is {measured}: not above {config.min_improvement:g}, and not proven to be below.",
+        )
+    return verdict(
+        "not_enough_evidence",
+        f"The difference is {measured}: not proven above {config.min_improvement:g}; "
+        f"were it the true one, about {needed - difference.n} more pairs would show it four times in five.",
+    )

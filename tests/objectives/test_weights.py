@@ -1,0 +1,64 @@
+import math
+
+import pytest
+import torch
+
+from retroformer.objectives import weights
+
+MASK = torch.tensor([[True, True, True, False]])
+POLICY = torch.tensor([[0.8, 0.2, 0.5, float("nan")]], dtype=torch.double)
+BEHAVIOUR = torch.tensor([[0.4, 0.4, 0.5, float("nan")]], dtype=torch.double)
+RATIOS = torch.tensor([[2.0, 0.5, 1.0, 0.0]], dtype=torch.double)
+
+
+def test_ratios_by_hand_without_gradient():
+    logprobs_bt = POLICY.log().requires_grad_()
+    found = weights.ratios(logprobs_bt, BEHAVIOUR.log(), MASK)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, RATIOS)
+
+
+def test_ratios_and_their_squares_stay_finite():
+    found = weights.ratios(torch.zeros(1, 1), torch.full((1, 1), -1e4), torch.ones(1, 1, dtype=torch.bool))
+    assert found.square().isfinite().all()
+
+
+def test_truncated_and_tapered():
+    torch.testing.assert_close(weights.truncated(RATIOS), RATIOS.clamp(max=1.0))
+    good_bad_bad = torch.tensor([[1.0, -1.0, -1.0, 0.0]], dtype=torch.double)
+    torch.testing.assert_close(
+        weights.tapered(RATIOS, good_bad_bad), torch.tensor([[1.0, 0.5, 1.0, 0.0]], dtype=torch.double)
+    )
+    torch.testing.assert_close(weights.tapered(RATIOS, -good_bad_bad)[0, :2], torch.tensor([1.0, 1.0]).double())
+
+
+def test_effective_sample_size():
+    # (2 + .5 + 1)^2 / (3 (4 + .25 + 1)) = 12.25 / 15.75
+    assert weights.effective_sample_size(RATIOS, MASK).item() == pytest.approx(12.25 / 15.75)
+    assert weights.effective_sample_size(torch.full((2, 3), 0.1), torch.ones(2, 3, dtype=torch.bool)) == pytest.approx(
+        1
+    )
+    one_of_four = torch.tensor([[5.0, 0.0, 0.0, 0.0]])
+    assert weights.effective_sample_size(one_of_four, torch.ones(1, 4, dtype=torch.bool)).item() == pytest.approx(0.25)
+
+
+def test_clipped_share():
+    assert weights.clipped_share(RATIOS, MASK).item() == pytest.approx(1 / 3)
+    assert weights.clipped_share(RATIOS, MASK, limit=0.4).item() == pytest.approx(1)
+
+
+def test_kl_is_exact_in_expectation_and_its_direction_is_behaviour_to_policy():
+    policy, behaviour = torch.tensor([0.7, 0.2, 0.1]).double(), torch.tensor([0.2, 0.5, 0.3]).double()
+    one = torch.ones(1, 1, dtype=torch.bool)
+    samples = [
+        weights.kl_from_behaviour(policy[None, a : a + 1].log(), behaviour[None, a : a + 1].log(), one)
+        for a in range(3)
+    ]
+    expected = sum(m * math.log(m / p) for m, p in zip(behaviour.tolist(), policy.tolist(), strict=True))
+    assert sum(m * k.item() for m, k in zip(behaviour.tolist(), samples, strict=True)) == pytest.approx(expected)
+    assert min(samples) >= 0
+
+
+def test_kl_by_hand_ignores_padding():
+    # (2 - 1 - log 2) + (.5 - 1 + log 2) + 0 = .5, over three steps
+    assert weights.kl_from_behaviour(POLICY.log(), BEHAVIOUR.log(), MASK).item() == pytest.approx(0.5 / 3)
