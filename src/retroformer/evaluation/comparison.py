@@ -119,11 +119,18 @@ def quantile(freedom: float, alpha: float) -> float:
     return float(stdtrit(freedom, 1 - alpha / 2))
 
 
-def decided(difference: Difference, min_improvement: float) -> bool:
-    """Whether to stop looking: proven better than `min_improvement`, or proven worse than the champion."""
+def decided(difference: Difference, min_improvement: float, max_regression: float = 1.0) -> bool:
+    """Whether to stop looking: the gate could promote, or has proof against the challenger.
+
+    Proof of being better than `min_improvement` is not enough while some task seems to have fallen by more than
+    `max_regression`: an early stop would then promote on the few episodes that could not prove the fall yet. At the
+    last look the fall is either proven or not. 1, the default, is a fall that cannot be exceeded.
+    """
     if any(task.n < MIN_PAIRS for task in difference.per_task):
         return False
-    return difference.lower > min_improvement or difference.upper < 0
+    if difference.upper < 0 or any(task.upper < -max_regression for task in difference.per_task):
+        return True
+    return difference.lower > min_improvement and all(task.mean >= -max_regression for task in difference.per_task)
 
 
 def pairs_needed(difference: Difference, min_improvement: float, power: float = 0.8) -> int | None:
