@@ -1,0 +1,190 @@
+"""Close rounds until the asked number is closed: `python flows/improve.py --rounds 4`, from the project's root.
+
+Each stage is one task run around `dvc repro --single-item STAGE`, so the scheduled path is the path of `dvc repro`.
+Prefect's embedded server starts with the flow; nothing else needs to run. Where PREFECT_API_URL names a server, the
+flow reports there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+# Before Prefect is imported. Its server needs up to 20 s on a cold machine and gives up sooner by default; without the
+# other settings it fills the terminal when it stops. Its database stays in the project.
+for key, value in {
+    "PREFECT_HOME": str(Path(".prefect").resolve()),
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "DO_NOT_TRACK": "1",
+}.items():
+    os.environ.setdefault(key, value)
+
+from prefect import flow, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Failed, State
+
+from retroformer.cli import STAGES
+from retroformer.errors import RetroformerError
+from retroformer.journal import take_failure
+from retroformer.pins import read_pins
+from retroformer.tracking.record import COLUMNS, folder_of, read_records
+
+PINS = Path("data/champion.json")
+PATIENCE = 20.0
+"""Seconds that an interrupted stage has to leave in good order."""
+
+
+def may_be_retried(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Whether a second attempt can help: not where the user, or we, must mend something first."""
+    return state.name == "Broken"
+
+
+def execute(words: list[str], name: str) -> State[Any] | None:
+    """Run a command with this terminal; None if it went well, else the state that says why not.
+
+    A command that left no word of its own was killed (out of memory, a machine going down), or met a database or a
+    repository that was locked: state Broken, which is tried again.
+    """
+    take_failure()
+    here = str(Path(sys.executable).parent)
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": os.pathsep.join([here, os.environ.get("PATH", "")])}
+    # A group of its own: DVC lets its stages catch the interrupt, so whoever sends one must send it to all of them.
+    child = subprocess.Popen(words, env=environment, process_group=0)
+    try:
+        code = child.wait()
+    except BaseException:
+        end(child)
+        raise
+    if code == 0:
+        return None
+    failure = take_failure()
+    if failure.get("code") == 130:
+        raise KeyboardInterrupt
+    if failure and "database is locked" not in failure["message"]:
+        return Failed(message=f"{name}: {failure['message']}")
+    return Failed(name="Broken", message=f"{name}: {failure.get('message') or f'ended with exit code {code}'}")
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """Interrupt a command and all that it started; kill what does not leave."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, number)
+            child.wait(timeout=PATIENCE)
+            return
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+@task(
+    task_run_name="{name}",
+    retries=2,
+    retry_delay_seconds=5,
+    retry_condition_fn=may_be_retried,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def run_stage(name: str) -> State[Any] | None:
+    """One stage of the open round."""
+    return execute([sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", name], name)
+
+
+@task(retries=2, retry_delay_seconds=5, retry_condition_fn=may_be_retried, cache_policy=NO_CACHE, persist_result=False)
+def close_round(commit: bool = False) -> State[Any] | None:
+    """Close the round; can be repeated."""
+    words = [sys.executable, "-m", "retroformer", "close"]
+    return execute([*words, "--commit"] if commit else words, "close")
+
+
+@flow(name="improve", log_prints=False)
+def improve(rounds: int = 4, commit: bool = False) -> State[Any] | None:
+    """Run and close rounds until `rounds` are closed; `commit` commits, tags and pushes each."""
+    while (number := read_pins(PINS).round) <= rounds:
+        for name in STAGES:
+            state = run_stage(name, return_state=True)
+            if not state.is_completed():
+                return Failed(message=f"round {number}, {state.message}")
+        state = close_round(commit, return_state=True)
+        if not state.is_completed():
+            return Failed(message=f"round {number}, {state.message}")
+        publish(number)
+    return None
+
+
+@flow(name="improve-once")
+def improve_once(commit: bool = True) -> State[Any] | None:
+    """One more round than are closed: what the schedule runs."""
+    return improve(read_pins(PINS).round, commit, return_state=True)
+
+
+def publish(number: int) -> None:
+    """What a person wants to see of the rounds, as artifacts of the flow run."""
+    records = read_records(Path(), number)
+    rows = [{key: record[key] for key in COLUMNS if key != "seconds"} for record in records]
+    create_table_artifact(rows, key="rounds", description="Closed rounds")
+    report = (folder_of(number) / "decision/report.html").resolve()
+    create_link_artifact(report.as_uri(), link_text=f"Report of round {number}", key="report")
+    last = records[-1]
+    title = f"# Round {number}: {last['verdict'].replace('_', ' ')}"
+    text = f"{title}\n\n{last['reason']}\n\n![success by round]({plot(records)})"
+    create_markdown_artifact(text, key=f"round-{number}")
+
+
+def plot(records: list[dict[str, Any]]) -> str:
+    """Success by round with intervals, as a data URI."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="tight")
+    axes = figure.add_subplot(xlabel="round", ylabel="success", ylim=(0, 1))
+    for policy, offset in (("behaviour", -0.08), ("champion", 0.0), ("challenger", 0.08)):
+        points = [(record["round"] + offset, record["levels"][0][policy]) for record in records]
+        points = [(x, value) for x, value in points if value is not None]
+        middles = [value["success"] for _, value in points]
+        down = [value["success"] - value["lower"] for _, value in points]
+        up = [value["upper"] - value["success"] for _, value in points]
+        axes.errorbar([x for x, _ in points], middles, yerr=[down, up], fmt="o-", capsize=3, label=policy)
+    axes.set_xticks([record["round"] for record in records])
+    axes.legend()
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return "data:image/png;base64," + base64.b64encode(image.getvalue()).decode()
+
+
+def main() -> int:
+    """Close the rounds that are missing, then print the table. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=improve.__doc__)
+    parser.add_argument("--rounds", type=int, default=4, help="how many rounds are to be closed in the end")
+    parser.add_argument("--commit", action="store_true", help="commit, tag and push each round")
+    asked = parser.parse_args()
+    from retroformer.tracking.table import show
+
+    try:
+        if read_pins(PINS).closed_rounds < asked.rounds:
+            state = improve(asked.rounds, asked.commit, return_state=True)
+            if not state.is_completed():
+                print(f"improve: error: {state.message}", file=sys.stderr)
+                return 2
+        show()
+    except KeyboardInterrupt:
+        print("\nimprove: interrupted; `make run` goes on where it stopped", file=sys.stderr)
+        return 130
+    except RetroformerError as error:
+        print(f"improve: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""What a run leaves beside the pipeline, in ``.resume/``: the seconds of each stage, and why the last command failed.
+
+Neither may be an output of a stage: two runs of the same inputs would differ. DVC reports every failed stage with the
+same exit code, so the flow reads here whether a retry can help.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from retroformer.errors import DataError
+
+SECONDS = Path(".resume/seconds.json")
+FAILURE = Path(".resume/failure.json")
+
+
+def record_seconds(stage: str, seconds: float, root: Path = Path(".")) -> None:
+    """Remember how long a stage took; those of another round are forgotten."""
+    from retroformer.pins import read_pins
+    from retroformer.storage import write_json
+
+    try:
+        number = read_pins(root / "data" / "champion.json").round
+    except DataError:
+        return  # a stage run by hand away from a project: nobody will ask
+    write_json(root / SECONDS, {"round": number, "seconds": {**read_seconds(number, root), stage: round(seconds, 2)}})
+
+
+def read_seconds(number: int, root: Path = Path(".")) -> dict[str, float]:
+    """Stage -> wall seconds in that round; stages that came from the cache are missing."""
+    value = read(root / SECONDS)
+    return value["seconds"] if value.get("round") == number else {}
+
+
+def record_failure(command: str, code: int, message: str, root: Path = Path(".")) -> None:
+    """Remember why a command failed. Where even this cannot be written (a full disk), it is left out."""
+    from retroformer.storage import write_json
+
+    try:
+        write_json(root / FAILURE, {"command": command, "code": code, "message": message})
+    except OSError:
+        return
+
+
+def take_failure(root: Path = Path(".")) -> dict[str, Any]:
+    """The last failure (command, code, message), and forget it; empty if there was none."""
+    value = read(root / FAILURE)
+    (root / FAILURE).unlink(missing_ok=True)
+    return value
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file that may be missing or half a file: it informs, and must not stop anything."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,169 @@
+"""Close a round: what `dvc repro` cannot do, because its result is the next round's input.
+
+In this order, each step the same when repeated: check that the verdict is the open round's and current; register
+the challenger; append the round to the history; move the registry's aliases; write data/rounds.csv; and, last,
+the pins. Until the pins have moved the round is open, and closing it again does every step again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from retroformer.errors import DataError
+from retroformer.pins import Pin, Pins, policy_hash, read_pins, verify, write_pins
+from retroformer.storage import hash_directory, read_json, replacing, write_json
+from retroformer.tracking import mlflow_view, record
+
+PINS = Path("data/champion.json")
+ROUNDS = Path("data/rounds.csv")
+CHALLENGER = Path("data/challenger")
+COPIED = (
+    "validated/episodes.parquet",
+    "validated/steps.parquet",
+    "validated/validate.json",
+    "validated/quarantine",
+    "rollouts/collect.json",
+    "batches/catalogue.csv",
+    "batches/curate.json",
+    "challenger",
+    "training",
+    "evaluation",
+    "decision",
+)
+"""Of data/. Data Docs are left out: they are the same facts again, and data/validated of the commit has them."""
+# curate is not asked: its input, the history, changes when a closing is repeated.
+CHECKED_STAGES = ("collect", "validate", "train", "evaluate", "decide")
+
+
+def close(root: Path = Path("."), *, commit: bool = False) -> dict[str, Any]:
+    """Close the round that `dvc repro` finished, and open the next one.
+
+    Registers the challenger with its figures, moves the alias `champion` if it was promoted, appends the round to the
+    history and moves the pins, those last: killed anywhere and repeated, it ends in the same state. Training goes on
+    from the challenger unless it was judged worse. Closing a closed round again changes nothing.
+
+    Returns round.json. Raises DataError where the verdict is another round's, or is not that of what lies in data/.
+    """
+    root = Path(root)
+    (root / ".resume").mkdir(exist_ok=True)
+    try:
+        with filelock.FileLock(root / ".resume" / "close.lock", timeout=0):
+            closed = closing(root)
+            if commit:
+                commit_round(root, closed["round"])
+            return closed
+    except filelock.Timeout:
+        raise DataError("another closing is under way here; wait until it is done") from None
+
+
+def closing(root: Path) -> dict[str, Any]:
+    """Everything but the commit."""
+    pins = read_pins(root / PINS)
+    verdict = read_json(root / "data/decision/verdict.json")
+    if verdict.get("round") == pins.closed_rounds > 0:
+        return read_json(root / record.folder_of(pins.closed_rounds) / "round.json")
+    earlier = record.read_records(root, pins.closed_rounds)
+    check(root, pins, verdict)
+
+    challenger_hash = policy_hash(str(CHALLENGER), root)
+    dataset_hash = hash_directory(root / "data/batches")
+    facts = record.build(root, pins, challenger_hash=challenger_hash, dataset_hash=dataset_hash, model_version="")
+    version = mlflow_view.publish(root, facts)
+    closed = {**facts, "model_version": version}
+    append(root, closed)
+    mlflow_view.set_aliases(root, version, promoted=verdict["verdict"] == "promote")
+    record.write_rounds(root / ROUNDS, [*earlier, closed])
+    write_pins(root / PINS, next_pins(pins, verdict, challenger_hash, version))
+    return closed
+
+
+def check(root: Path, pins: Pins, verdict: dict[str, Any]) -> None:
+    """Raise DataError unless the verdict is the open round's and was reached from what lies in data/ now."""
+    if verdict.get("round") != pins.round:
+        raise DataError(
+            f"data/decision/verdict.json is of round {verdict.get('round')}, the open one is round {pins.round}; "
+            "run `dvc repro` first"
+        )
+    verify(pins.champion, root)
+    changed = json.loads(dvc(root, "status", "--json", *CHECKED_STAGES))
+    if changed:
+        raise DataError(f"{', '.join(changed)}: something changed since the verdict was reached; run `dvc repro` first")
+
+
+def append(root: Path, closed: dict[str, Any]) -> None:
+    """Copy the round to the history and let DVC track it."""
+    folder = record.folder_of(closed["round"])
+    with replacing(root / folder) as new:
+        for name in COPIED:
+            source = root / "data" / name
+            if not source.exists():
+                raise DataError(f"data/{name}, a part of round {closed['round']}, is not here; run `dvc repro`")
+            (new / name).parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, new / name, ignore=shutil.ignore_patterns(".*"))
+            else:
+                shutil.copy(source, new / name)
+        write_json(new / "round.json", closed)
+    dvc(root, "add", "--quiet", str(folder))
+
+
+def next_pins(pins: Pins, verdict: dict[str, Any], challenger_hash: str, version: str) -> Pins:
+    """The lockfile of the next round."""
+    policy = (record.folder_of(pins.round) / CHALLENGER.name).as_posix()
+    challenger = Pin(policy, challenger_hash, mlflow_view.uri(version))
+    promoted = verdict["verdict"] == "promote"
+    return Pins(
+        closed_rounds=pins.round,
+        champion=challenger if promoted else pins.champion,
+        train_from=pins.train_from if verdict["judged_worse"] and not promoted else challenger,
+    )
+
+
+def commit_round(root: Path, number: int) -> None:
+    """Commit the round, tag it `round/N`, commit its closing, and push the data where a DVC remote is set.
+
+    The tag stands on the round as it was run, before the pins moved: `dvc repro` there reproduces the round.
+    """
+    commit(root, f"Round {number}", ["dvc.lock", "dvc.yaml", "params.yaml"])
+    if not git(root, "tag", "--list", f"round/{number}").strip():
+        git(root, "tag", f"round/{number}")
+    commit(root, f"Close round {number}", [str(PINS), str(ROUNDS), f"{record.folder_of(number)}.dvc"])
+    if "core.remote=" in dvc(root, "config", "--list"):
+        dvc(root, "push", "--quiet")
+
+
+def commit(root: Path, message: str, paths: list[str]) -> None:
+    """Commit these files as they are, and no other that happens to be staged; nothing if they did not change."""
+    git(root, "add", "--", *paths)
+    if git(root, "status", "--porcelain", "--", *paths).strip():
+        git(root, "commit", "--quiet", "--message", message, "--", *paths)
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    """What a DVC command prints. Raises DataError with its last words if it fails."""
+    return command(root, [sys.executable, "-m", "dvc", *arguments])
+
+
+def git(root: Path, *arguments: str) -> str:
+    """What a git command prints. Raises DataError with its last words if it fails."""
+    return command(root, ["git", *arguments])
+
+
+def command(root: Path, words: list[str]) -> str:
+    """Run a command in the project's root."""
+    done = subprocess.run(
+        words, cwd=root, capture_output=True, text=True, env={**os.environ, "DVC_NO_ANALYTICS": "1"}, check=False
+    )
+    if done.returncode:
+        told = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        shown = " ".join(words[2:] if words[1:2] == ["-m"] else words)
+        raise DataError(f"`{shown}` failed: {told[-1].strip() if told else f'exit code {done.returncode}'}")
+    return done.stdout

@@ -1,0 +1,232 @@
+"""MLflow as a view of the files: each closed round is a run, each challenger a version of the registered model.
+
+Everything here is read from files and can be made again from them; no stage needs it. The store is SQLite under
+``mlruns/``, no server runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from retroformer.errors import DataError
+from retroformer.storage import EPISODES, read_json, read_table
+
+NAME = "retroformer"
+"""Of the experiment and of the registered model."""
+DATABASE = Path("mlruns/mlflow.db")
+ARTIFACTS = Path("mlruns/artifacts")
+REPORTS = (
+    "rollouts/collect.json",
+    "validated/validate.json",
+    "batches/curate.json",
+    "training/train.json",
+    "evaluation/evaluation.json",
+    "decision/verdict.json",
+)
+FILES = (*REPORTS, "training/curve.csv", "training/schedule.csv", "decision/report.html")
+FIGURES = (
+    "behaviour_success",
+    "champion_success",
+    "challenger_success",
+    "swapped_success",
+    "difference",
+    "lower",
+    "upper",
+    "n",
+)
+
+
+def uri(version: str) -> str:
+    """How the registry names a version."""
+    return f"models:/{NAME}/{version}"
+
+
+def client(root: Path) -> Any:
+    """A client of the store below `root`, which is made if it is not there."""
+    # Read when mlflow is imported: no telemetry, no look-ups at a hub, no progress bars among our own.
+    for key, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }.items():
+        os.environ.setdefault(key, value)
+    database, artifacts = (root / DATABASE).resolve(), (root / ARTIFACTS).resolve()
+    artifacts.mkdir(parents=True, exist_ok=True)
+    if database.is_file():
+        follow_move(database, artifacts)
+
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{database}")
+    mlflow.set_registry_uri(f"sqlite:///{database}")
+    found = mlflow.MlflowClient()
+    if found.get_experiment_by_name(NAME) is None:
+        found.create_experiment(NAME, artifact_location=str(artifacts))
+    return found
+
+
+def follow_move(database: Path, artifacts: Path) -> None:
+    """MLflow stores where artifacts lie as absolute paths; where the project was moved or copied, rewrite them."""
+    places = {
+        "experiments": "artifact_location",
+        "runs": "artifact_uri",
+        "logged_models": "artifact_location",
+        "model_versions": "storage_location",
+    }
+    with closing(sqlite3.connect(database)) as store:
+        try:
+            row = store.execute("SELECT artifact_location FROM experiments WHERE name = ?", (NAME,)).fetchone()
+        except sqlite3.OperationalError:
+            return  # no tables yet
+        if row is None or row[0] == str(artifacts):
+            return
+        with store:
+            for table, column in places.items():
+                store.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                    (str(artifacts), len(row[0]) + 1, len(row[0]), row[0]),
+                )
+
+
+def publish(root: Path, facts: dict[str, Any]) -> str:
+    """Log the round as a run and register its challenger, once: a version with this round and hash is found again.
+
+    Returns the version's number.
+    """
+    store = client(root)
+    import mlflow
+
+    tags = {key: str(facts[key]) for key in ("round", "verdict", "challenger_hash", "dataset_hash")}
+    identity = {key: tags[key] for key in ("round", "challenger_hash")}
+    for version in versions(store):
+        if identity.items() <= version.tags.items():
+            return str(version.version)
+    experiment = store.get_experiment_by_name(NAME).experiment_id
+    words = " and ".join(f"tags.{key} = '{value}'" for key, value in identity.items())
+    for broken in store.search_runs([experiment], words):  # killed before its version was registered
+        store.delete_run(broken.info.run_id)
+    with mlflow.start_run(experiment_id=experiment, run_name=f"round-{facts['round']}", tags=tags) as run:
+        log_dataset(root, facts)
+        store.log_batch(run.info.run_id, metrics=list(metrics(root, facts)), params=list(params(root)))
+        for name in FILES:
+            if (root / "data" / name).is_file():
+                store.log_artifact(run.info.run_id, str(root / "data" / name), str(Path(name).parent))
+        model = log_policy(root)
+    registered = mlflow.register_model(model, NAME, tags={**tags, "reason": facts["reason"]})
+    return str(registered.version)
+
+
+def versions(store: Any) -> list[Any]:
+    """All versions of the registered model, none if it does not exist."""
+    return list(store.search_model_versions(f"name = '{NAME}'"))
+
+
+def log_policy(root: Path) -> str:
+    """Log the challenger's checkpoint as a model that chooses actions; its URI."""
+    import mlflow
+
+    from retroformer import __version__
+
+    info = mlflow.pyfunc.log_model(
+        name="policy",
+        python_model=str(Path(__file__).with_name("served_policy.py")),
+        artifacts={"checkpoint": str((root / "data/challenger").resolve())},
+        pip_requirements=[f"retroformer=={__version__}"],
+    )
+    return info.model_uri
+
+
+def log_dataset(root: Path, facts: dict[str, Any]) -> None:
+    """Log what was trained on as the run's input: its digest, and the hash by which DVC brings it back."""
+    import mlflow
+    import mlflow.data
+
+    path = root / "data/batches/episodes.parquet"
+    frame = read_table(path, EPISODES).select(["trajectory_id", "task", "outcome", "total_reward"]).to_pandas()
+    data = mlflow.data.from_pandas(frame, source=str(path), name="batches", digest=facts["dataset_hash"][:32])
+    mlflow.log_input(data, context="training", tags={"dvc_md5": dvc_md5(root, "data/batches")})
+
+
+def dvc_md5(root: Path, out: str) -> str:
+    """The hash under which dvc.lock records an output."""
+    lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
+    for stage in lock["stages"].values():
+        for entry in stage.get("outs", ()):
+            if entry["path"] == out:
+                return entry["md5"]
+    raise DataError(f"dvc.lock does not know {out}; run `dvc repro`")
+
+
+def metrics(root: Path, facts: dict[str, Any]) -> Iterator[Any]:
+    """The round's figures, the numbers of its reports as `stage.key`, and the learning curve by update."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    for key in FIGURES:
+        if facts[key] is not None:
+            yield Metric(key, float(facts[key]), now, 0)
+    for stage, seconds in facts["seconds"].items():
+        yield Metric(f"seconds.{stage}", seconds, now, 0)
+    for name in REPORTS:
+        if (root / "data" / name).is_file():
+            for key, value in numbers(Path(name).stem, read_json(root / "data" / name)):
+                yield Metric(key, value, now, 0)
+    curve = root / "data/training/curve.csv"
+    if curve.is_file():
+        with curve.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for key, text in row.items():
+                    value = number(text)
+                    if key != "update" and value is not None:
+                        yield Metric(f"curve.{key}", value, now, int(float(row["update"])))
+
+
+def number(text: str | None) -> float | None:
+    """A finite number, or None for anything else that a table may hold."""
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def numbers(prefix: str, value: Any) -> Iterator[tuple[str, float]]:
+    """The finite numbers in nested dicts, under dotted names; lists are tables and left out."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from numbers(f"{prefix}.{key}", inner)
+    elif isinstance(value, (int, float)) and math.isfinite(value):
+        yield prefix, float(value)
+
+
+def params(root: Path) -> Iterator[Any]:
+    """params.yaml under dotted names."""
+    from mlflow.entities import Param
+
+    def flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from flat(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            yield prefix, " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    values = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    return (Param(key, value) for key, value in flat("", values))
+
+
+def set_aliases(root: Path, version: str, *, promoted: bool) -> None:
+    """`challenger` is the newest version, `champion` the newest that was promoted."""
+    store = client(root)
+    store.set_registered_model_alias(NAME, "challenger", version)
+    if promoted:
+        store.set_registered_model_alias(NAME, "champion", version)

@@ -1,0 +1,62 @@
+"""A registered version at work, as ``mlflow.pyfunc.load_model`` and ``mlflow models serve`` run it.
+
+MLflow executes this file when it logs and when it loads a model; nothing else imports it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlflow
+from pydantic import BaseModel
+
+
+class Situation(BaseModel):
+    """One decision to be made, with what led to it."""
+
+    description: str
+    """The task, as the agent is told it."""
+    history: list[list[str]] = []
+    """Earlier steps, each as [observation, action], oldest first."""
+    observation: str
+    admissible_actions: list[str]
+
+
+class ServedPolicy(mlflow.pyfunc.PythonModel):
+    """Chooses the likeliest admissible action: ``predict([situation, ...])``.
+
+    Gives for each situation the action and the probability of every admissible one, in their order.
+    """
+
+    def load_context(self, context: Any) -> None:
+        """Load the checkpoint that was registered."""
+        from retroformer.policies.checkpoints import load
+
+        self.policy = load(context.artifacts["checkpoint"])
+
+    def predict(self, model_input: list[Situation], params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Score all situations, each by one forward over its whole history."""
+        return [self.choose(situation) for situation in model_input]
+
+    def choose(self, situation: Situation) -> dict[str, Any]:
+        """The last step of a trajectory is the question; training's own code scores it."""
+        import torch
+
+        from retroformer.types import Outcome, Step, StopReason, Task, Trajectory
+
+        asked = situation.admissible_actions
+        if not asked:
+            raise ValueError("admissible_actions is empty: there is nothing to choose from")
+        # A policy conditioned on its return reads the trajectory's; what is asked for is the target.
+        steps = [Step(observation, action, 0.0, (action,)) for observation, action in situation.history]
+        steps.append(Step(situation.observation, asked[0], self.policy.layout.target_return, tuple(asked)))
+        task = Task("", "", "", situation.description, 0, "")
+        trajectory = Trajectory("served", task, tuple(steps), StopReason.LOG_END, Outcome.UNKNOWN, self.policy.version)
+        window = self.policy.windows(trajectory)[-1]
+        with torch.inference_mode():
+            scores = self.policy.score(self.policy.collate([window]))[0, len(window.roots) - 1, : len(asked)]
+        probabilities = scores.exp().tolist()
+        return {"action": asked[int(scores.argmax())], "probabilities": dict(zip(asked, probabilities, strict=True))}
+
+
+mlflow.models.set_model(ServedPolicy())
