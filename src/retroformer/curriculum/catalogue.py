@@ -1,0 +1,49 @@
+"""``catalogue.csv``: one row per trajectory, what it is worth and how often it is to be sampled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from retroformer.errors import DataError
+
+COLUMNS = {
+    "trajectory_id": "str",
+    "round": "int64",
+    "family": "str",
+    "task": "str",
+    "split": "str",
+    "outcome": "str",
+    "total_reward": "float64",
+    "steps": "int64",
+    "quality": "float64",
+    "tier": "int64",
+    "probability": "float64",
+    "policy": "str",
+}
+
+
+def write_catalogue(path: Path, catalogue: pd.DataFrame) -> None:
+    """Write the catalogue; ten significant digits, so that the last bit of a logarithm does not change the file."""
+    catalogue[list(COLUMNS)].to_csv(path, index=False, float_format="%.10g", lineterminator="\n")
+
+
+def read_catalogue(path: Path) -> pd.DataFrame:
+    """Read the catalogue. Raises DataError that names what is missing or not a number.
+
+    Ids are read as text: some have digits alone, or look like a number with an exponent.
+    """
+    try:
+        catalogue = pd.read_csv(path, dtype="str", keep_default_na=False, encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; run curate") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a catalogue: {error}") from None
+    missing = [name for name in COLUMNS if name not in catalogue]
+    if missing:
+        raise DataError(f"{path} lacks the columns {', '.join(missing)}")
+    try:
+        return catalogue[list(COLUMNS)].astype(COLUMNS)
+    except ValueError as error:
+        raise DataError(f"{path} has a cell that is not a number: {error}") from None

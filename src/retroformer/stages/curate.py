@@ -1,0 +1,134 @@
+"""Score, rank and tier the history; say how often each trajectory is to be sampled."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from retroformer.config import CurateConfig
+from retroformer.curriculum.catalogue import write_catalogue
+from retroformer.curriculum.quality import quality, tiers_of
+from retroformer.curriculum.sampling import probabilities
+from retroformer.errors import DataError
+from retroformer.storage import read_trajectories, replacing, write_json, write_trajectories
+from retroformer.types import Trajectory
+
+
+def curate(
+    config: CurateConfig,
+    *,
+    validated: Path = Path("data/validated"),
+    history: Path = Path("data/history"),
+    out: Path = Path("data/batches"),
+) -> dict[str, Any]:
+    """Score, rank and tier the history; say how often each trajectory is to be sampled.
+
+    Takes this round's trajectories and those of the last `window` - 1 closed rounds; where an id is in several
+    rounds the newest stands. Only what ended in success or failure may be sampled; the rest is listed with
+    probability 0. Trajectories of split checkpoint are kept for the choice of a checkpoint, with probability 0.
+
+    Returns read, sampled and checkpoint, counts of trajectories. Raises DataError where a table is damaged, or
+    nothing is left to learn from.
+    """
+    closed = closed_rounds(history)
+    this_round = max(closed, default=0) + 1
+    sources = {this_round: validated} | {number: closed[number] for number in sorted(closed)[::-1][: config.window - 1]}
+    found: dict[str, tuple[int, Trajectory]] = {}
+    read = 0
+    for number, folder in sources.items():
+        if not folder.is_dir():
+            hint = "run validate" if number == this_round else "it belongs to a closed round; try `dvc pull`"
+            raise DataError(f"{folder} does not exist; {hint}")
+        trajectories = read_trajectories(folder)
+        read += len(trajectories)
+        for trajectory in trajectories:
+            found.setdefault(trajectory.id, (number, trajectory))
+
+    rows = [row(number, trajectory) for number, trajectory in found.values()]
+    catalogue = pd.DataFrame(sorted(rows, key=lambda one: one["trajectory_id"]))
+    learnable = [trajectory for _, trajectory in found.values() if trajectory.learnable]
+    if not any(split_of(trajectory) == "train" for trajectory in learnable):
+        outcomes = Counter(trajectory.outcome.value for _, trajectory in found.values())
+        raise DataError(
+            f"no trajectory of split train in {', '.join(map(str, sources.values()))} ended in success or failure "
+            f"(read {read}: {', '.join(f'{name} {n}' for name, n in sorted(outcomes.items())) or 'nothing'}); "
+            "look at what collect reports, then collect again"
+        )
+    rate(catalogue, catalogue["trajectory_id"].isin([trajectory.id for trajectory in learnable]), config)
+
+    sampled = int((catalogue["probability"] > 0).sum())
+    totals = {"read": read, "sampled": sampled, "checkpoint": len(learnable) - sampled}
+    with replacing(out) as folder:
+        write_trajectories(folder, learnable)
+        write_catalogue(folder / "catalogue.csv", catalogue)
+        report = {
+            **totals,
+            "round": this_round,
+            "rounds": sorted(sources),
+            "repeated": read - len(found),
+            "share_sampled": round(sampled / len(found), 6),
+            "outcomes": counts(catalogue["outcome"]),
+            "splits": counts(catalogue["split"]),
+            "tiers": counts(catalogue.loc[catalogue["probability"] > 0, "tier"]),
+            "tasks": {str(task): counts(mine["outcome"]) for task, mine in catalogue.groupby("task")},
+        }
+        write_json(folder / "curate.json", report)
+    return totals
+
+
+def closed_rounds(history: Path) -> dict[int, Path]:
+    """The validated trajectories of each closed round, by its number."""
+    folders = history.glob("round-*") if history.is_dir() else ()
+    numbered = {int(folder.name[6:]): folder for folder in folders if re.fullmatch(r"round-\d+", folder.name)}
+    return {number: folder / "validated" for number, folder in sorted(numbered.items())}
+
+
+def split_of(trajectory: Trajectory) -> str:
+    """What it is kept for, whatever the range that its seed came from."""
+    return "checkpoint" if trajectory.task.split == "checkpoint" else "train"
+
+
+def row(number: int, trajectory: Trajectory) -> dict[str, Any]:
+    """What the catalogue says of a trajectory before it is rated."""
+    return {
+        "trajectory_id": trajectory.id,
+        "round": number,
+        "family": trajectory.task.family,
+        "task": trajectory.task.name,
+        "split": split_of(trajectory),
+        "outcome": trajectory.outcome.value,
+        "total_reward": trajectory.total_reward,
+        "steps": len(trajectory.steps),
+        "quality": 0.0,
+        "tier": 0,
+        "probability": 0.0,
+        "policy": trajectory.policy,
+    }
+
+
+def rate(catalogue: pd.DataFrame, learnable: pd.Series, config: CurateConfig) -> None:
+    """Fill in quality, tier and probability of the learnable rows, each among those of its task and split."""
+    rows = catalogue[learnable]
+    group = rows["split"] + " " + rows["task"]
+    scores = quality(
+        rows["outcome"],
+        rows["total_reward"],
+        rows["steps"],
+        group,
+        success_weight=config.success_weight,
+        return_weight=config.return_weight,
+        length_weight=config.length_weight,
+    )
+    catalogue.loc[learnable, "quality"] = scores
+    catalogue.loc[learnable, "tier"] = tiers_of(scores, rows["trajectory_id"], group, config.tiers)
+    for _, mine in scores[rows["split"] == "train"].groupby(rows["task"]):
+        catalogue.loc[mine.index, "probability"] = probabilities(mine.to_numpy(), config.temperature)
+
+
+def counts(values: pd.Series) -> dict[str, int]:
+    """How often each value stands there."""
+    return {str(value): int(number) for value, number in values.value_counts().items()}
