@@ -1,8 +1,8 @@
 import pandas as pd
 import pyarrow as pa
 import pytest
-from tests.builders import make_error, make_trajectory
 
+from builders import make_error, make_trajectory
 from retroformer.errors import DataError
 from retroformer.quality.contract import check
 from retroformer.quality.predicates import Limits

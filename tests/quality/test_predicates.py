@@ -2,8 +2,8 @@ import math
 from dataclasses import replace
 
 import pytest
-from tests.builders import make_error, make_trajectory
 
+from builders import make_error, make_trajectory
 from retroformer.quality.predicates import PREDICATES, Limits, judge, judge_together
 from retroformer.types import Outcome, StopReason
 
@@ -48,7 +48,7 @@ FAULTS = {
     "blank action": (with_step(action="", admissible_actions=None), "empty_text"),
     "error without message": (make_error(error=None), "contradicted_outcome"),
     "error that terminated": (make_error(stop_reason=StopReason.TERMINATED), "contradicted_outcome"),
-    "rewarded error": (replace(make_trajectory(), outcome=Outcome.ERROR, error="x"), "contradicted_outcome"),
+    "solved error": (make_trajectory(outcome=Outcome.ERROR, error="x"), "contradicted_outcome"),
     "success with a message": (make_trajectory(error="x"), "contradicted_outcome"),
     "success by step limit": (make_trajectory(stop_reason=StopReason.STEP_LIMIT), "contradicted_outcome"),
     "failure by time limit": (

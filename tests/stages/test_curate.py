@@ -1,6 +1,6 @@
 import pytest
-from tests.builders import make_error, make_trajectory
 
+from builders import make_error, make_trajectory
 from retroformer.config import CurateConfig
 from retroformer.curriculum.catalogue import read_catalogue
 from retroformer.errors import ConfigError, DataError

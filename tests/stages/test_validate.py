@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
-from tests.builders import make_error, make_trajectory
 
+from builders import make_error, make_trajectory
 from retroformer.config import ValidateConfig
 from retroformer.errors import ContractBroken, DataError
 from retroformer.stages.validate import validate

@@ -44,6 +44,6 @@ def read_catalogue(path: Path) -> pd.DataFrame:
     if missing:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}")
     try:
-        return catalogue[list(COLUMNS)].astype(COLUMNS)
+        return catalogue.reindex(columns=list(COLUMNS)).astype(COLUMNS)
     except ValueError as error:
         raise DataError(f"{path} has a cell that is not a number: {error}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -11,7 +13,7 @@ from retroformer.errors import ConfigError
 def rank_within(values: pd.Series, groups: pd.Series) -> pd.Series:
     """Rank of each value in its group, 0 the smallest and 1 the largest, ties at their mean, 1/2 where alone."""
     by = values.groupby(groups)
-    size = by.transform("size")
+    size: Any = by.transform("size")
     return ((by.rank(method="average") - 1) / (size - 1)).where(size > 1, 0.5)
 
 

@@ -45,8 +45,7 @@ class TrajectorySampler:
         uniform: bool = False,
         task_weights: Mapping[str, float] | None = None,
     ) -> None:
-        admissible = (catalogue["split"] == "train") & (catalogue["probability"] > 0)
-        rows = catalogue[admissible].sort_values("trajectory_id")
+        rows = catalogue.query("split == 'train' and probability > 0").sort_values("trajectory_id")
         if rows.empty:
             raise DataError("the catalogue has no trajectory of split train with a positive probability")
         self.ids = rows["trajectory_id"].to_numpy(str)

@@ -103,13 +103,8 @@ def contradicted_outcome(trajectory: Trajectory, limits: Limits) -> str | None:
     outcome = trajectory.outcome
     if trajectory.stop_reason not in STOPS_OF_OUTCOME[outcome]:
         return f"{outcome.value} cannot stop by {trajectory.stop_reason.value}"
-    if outcome is Outcome.ERROR:
-        if not trajectory.error:
-            return "error without a message"
-        if trajectory.steps and trajectory.rewards[-1] != 0:
-            return f"error with reward {trajectory.rewards[-1]:g} on its last step"
-    elif trajectory.error:
-        return f"{outcome.value} with an error message"
+    if (outcome is Outcome.ERROR) != bool(trajectory.error):
+        return f"{outcome.value} {'with' if trajectory.error else 'without'} an error message"
     if outcome is Outcome.SUCCESS and trajectory.steps and not any(trajectory.rewards):
         return "success, yet every reward is 0"
     return None

@@ -49,7 +49,7 @@ def curate(
             found.setdefault(trajectory.id, (number, trajectory))
 
     rows = [row(number, trajectory) for number, trajectory in found.values()]
-    catalogue = pd.DataFrame(sorted(rows, key=lambda one: one["trajectory_id"]))
+    catalogue: Any = pd.DataFrame(sorted(rows, key=lambda one: one["trajectory_id"]))
     learnable = [trajectory for _, trajectory in found.values() if trajectory.learnable]
     if not any(split_of(trajectory) == "train" for trajectory in learnable):
         outcomes = Counter(trajectory.outcome.value for _, trajectory in found.values())
@@ -112,7 +112,7 @@ def row(number: int, trajectory: Trajectory) -> dict[str, Any]:
 
 def rate(catalogue: pd.DataFrame, learnable: pd.Series, config: CurateConfig) -> None:
     """Fill in quality, tier and probability of the learnable rows, each among those of its task and split."""
-    rows = catalogue[learnable]
+    rows: Any = catalogue[learnable]
     group = rows["split"] + " " + rows["task"]
     scores = quality(
         rows["outcome"],
@@ -125,7 +125,7 @@ def rate(catalogue: pd.DataFrame, learnable: pd.Series, config: CurateConfig) ->
     )
     catalogue.loc[learnable, "quality"] = scores
     catalogue.loc[learnable, "tier"] = tiers_of(scores, rows["trajectory_id"], group, config.tiers)
-    for _, mine in scores[rows["split"] == "train"].groupby(rows["task"]):
+    for _, mine in scores.loc[rows["split"] == "train"].groupby(rows["task"]):
         catalogue.loc[mine.index, "probability"] = probabilities(mine.to_numpy(), config.temperature)
 
 
