@@ -22,7 +22,9 @@ import gymnasium
 import minigrid  # noqa: F401  registers the levels
 from gymnasium.envs.registration import load_env_creator
 from minigrid.core.actions import Actions
-from minigrid.core.constants import COLOR_NAMES
+from minigrid.core.constants import COLOR_NAMES, DIR_TO_VEC
+from minigrid.core.grid import Grid
+from minigrid.core.world_object import Wall
 from minigrid.envs.babyai.core import roomgrid_level, verifier
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from minigrid.utils.baby_ai_bot import BabyAIBot
@@ -34,7 +36,7 @@ from retroformer.errors import EnvironmentFault
 __all__ = ["BabyAI", "known", "lexicon", "make"]
 
 # minigrid prints a line for every level that it draws and rejects.
-vars(roomgrid_level)["print"] = lambda *_: None
+roomgrid_level.__dict__["print"] = lambda *_: None
 
 CAPS = {
     "GoToObjS4": 8,
@@ -77,6 +79,8 @@ VERBS = {
     verifier.OpenInstr: "open",
     verifier.PutNextInstr: "put",
 }
+DIRECTIONS = tuple((int(x), int(y)) for x, y in DIR_TO_VEC)
+OUTSIDE = Wall()
 PICKABLE = ("ball", "box", "key")
 
 
@@ -116,18 +120,57 @@ class OpenOne(RoomGridLevel):
         self.instrs = verifier.OpenInstr(verifier.ObjDesc("door", self._rand_elem(colours)), strict=True)
 
 
-class Silent:
-    """Mixed into a level: the image that minigrid encodes after each step is not looked at here."""
+class QuickView:
+    """Mixed into a level: minigrid's own view, cell for cell, made once a step and not encoded as an image."""
 
-    def gen_obs(self) -> dict[str, Any]:
-        """Nothing: the text is made from the grid."""
+    def gen_obs(self: Any) -> dict[str, Any]:
+        """Look around; called by minigrid at the end of each reset and step. The text is made from `view`."""
+        size = self.agent_view_size
+        ahead, (ax, ay), grid = DIRECTIONS[self.agent_dir], self.agent_pos, self.grid
+        cells: list[Any] = []
+        for forward in range(size - 1, -1, -1):
+            for right in range(-(size // 2), size // 2 + 1):
+                x, y = ax + forward * ahead[0] - right * ahead[1], ay + forward * ahead[1] + right * ahead[0]
+                inside = 0 <= x < grid.width and 0 <= y < grid.height
+                cells.append(grid.grid[y * grid.width + x] if inside else OUTSIDE)
+        visible = see(cells, size)
+        cells = [cell if seen else None for cell, seen in zip(cells, visible, strict=True)]
+        cells[size * (size - 1) + size // 2] = self.carrying
+        view = Grid(size, size)
+        view.grid = cells
+        self.view = view, np.array(visible).reshape(size, size).T
         return {}
+
+    def gen_obs_grid(self: Any, agent_view_size: int | None = None) -> tuple[Grid, np.ndarray]:
+        """The view, 7x7 cells with the agent below in the middle, and which of them it sees, by column and row."""
+        return self.view
+
+
+def see(cells: list[Any], size: int) -> list[bool]:
+    """Which cells of a view are seen, row by row from the farthest: sight spreads sideways and forward.
+
+    minigrid's own rule (``Grid.process_vis``), whose order of visits is part of it.
+    """
+    seen = [False] * (size * size)
+    seen[size * (size - 1) + size // 2] = True
+    clear = [cell is None or cell.see_behind() for cell in cells]
+    for row in range(size * (size - 1), -1, -size):
+        for columns, side in ((range(size - 1), 1), (range(size - 1, 0, -1), -1)):
+            for column in columns:
+                at = row + column
+                if seen[at] and clear[at]:
+                    seen[at + side] = True
+                    if row:
+                        seen[at + side - size] = seen[at - size] = True
+    return seen
 
 
 def known() -> tuple[str, ...]:
     """Task names, sorted."""
-    pick = (f"P{size}N{n}" for size in range(5, 10) for n in range(2, 7))
-    doors = (f"D{size}N{n}" for size in range(5, 10) for n in range(2, 5))
+    sizes = range(5, 10)
+    # More objects than a third of the free cells can hardly be laid out so that each can be reached.
+    pick = (f"P{size}N{n}" for size in sizes for n in range(2, 7) if 3 * n <= (size - 2) ** 2)
+    doors = (f"D{size}N{n}" for size in sizes for n in range(2, 5))
     return tuple(sorted((*CAPS, *pick, *doors)))
 
 
@@ -147,7 +190,7 @@ def build(task: str) -> tuple[Any, str, int]:
         spec = gymnasium.spec(f"BabyAI-{task}-v0")
         base, arguments = load_env_creator(str(spec.entry_point)), spec.kwargs
         family, cap = "babyai", CAPS[task]
-    return type(base.__name__, (Silent, base), {})(**arguments), family, cap
+    return type(base.__name__, (QuickView, base), {})(**arguments), family, cap
 
 
 def read(instruction: Any) -> Instruction:
@@ -216,7 +259,8 @@ class BabyAI:
     def expert_action(self) -> str | None:
         """What minigrid's expert would do now, for the true mission and after whatever was done so far.
 
-        None where it does not know: it gives up, for instance, when a box was opened.
+        None where it does not know: it gives up, for instance, when a box was opened. Asked at every step it has seen
+        what the agent saw; asked first in the middle it starts from what is in view.
         """
         if self._expert[0] != self._steps:
             self._expert = (self._steps, self._replan())
@@ -224,9 +268,10 @@ class BabyAI:
 
     def _replan(self) -> str | None:
         try:
+            last = self._last
             if self._bot is None:
-                self._bot, self._last = BabyAIBot(self.level), None
-            action = self._bot.replan(self._last)
+                self._bot, last = BabyAIBot(self.level), None
+            action = self._bot.replan(last)
         except Exception:  # it raises several kinds, AssertionError among them, and none is the task's fault
             self._bot = None
             return None
