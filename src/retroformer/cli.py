@@ -23,9 +23,7 @@ from typing import Any, NoReturn
 
 from retroformer.config import Config, Section, load_config
 from retroformer.errors import ConfigError, RetroformerError
-
-STAGES = ("collect", "validate", "curate", "train", "evaluate", "decide")
-"""In the order of the flow; module, function, DVC stage and subcommand share the name."""
+from retroformer.stages import STAGES
 
 HELP = """\
 Turn the runs that an agent has already made into a better agent, and know that it is better.

@@ -1,13 +1,13 @@
 """Every error a user can cause or meet, one sentence each.
 
-    RetroformerError              exit code 2 and one line on the terminal, no traceback
-    ├── ConfigError               params.yaml or a flag: what was got, what is allowed
-    ├── DataError                 a file: its name, the row or line, got and expected
-    │   ├── PinMismatch           a policy's hash is not the one that champion.json pins
-    │   └── ContractBroken        too much of what was read had to go to quarantine
-    ├── EnvironmentFault          an environment that does not exist or broke its contract
-    ├── PolicyError               a model, tokenizer or action that cannot be scored
-    └── TrainingStopped           a threshold of the diagnostics stopped a bad update
+RetroformerError              exit code 2 and one line on the terminal, no traceback
+├── ConfigError               params.yaml or a flag: what was got, what is allowed
+├── DataError                 a file: its name, the row or line, got and expected
+│   ├── PinMismatch           a policy's hash is not the one that champion.json pins
+│   └── ContractBroken        too much of what was read had to go to quarantine
+├── EnvironmentFault          an environment that does not exist or broke its contract
+├── PolicyError               a model, tokenizer or action that cannot be scored
+└── TrainingStopped           a threshold of the diagnostics stopped a bad update
 """
 
 

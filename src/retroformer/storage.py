@@ -248,6 +248,23 @@ def trajectory_from_row(row: dict[str, Any], steps: Iterable[Step]) -> Trajector
     )
 
 
+def resume_folder(stage: str, inputs: Iterable[Path], values: Iterable[Any], root: Path = Path(".")) -> Path:
+    """Where a killed stage finds what it had done: ``.resume/STAGE-KEY``, outside of its outputs.
+
+    KEY is a hash of the inputs' contents, the values (parameters, as they print) and this package's source, so that
+    nothing is ever resumed that would now come out differently.
+    """
+    digest = hashlib.sha256(repr([repr(value) for value in values]).encode())
+    for path in (*map(Path, inputs), Path(__file__).parent):
+        if path.is_dir():
+            for file in sorted(path.rglob("*")):
+                if file.is_file() and "__pycache__" not in file.parts:
+                    digest.update(f"{file.relative_to(path).as_posix()}\x00".encode() + file.read_bytes())
+        else:
+            digest.update(path.read_bytes())
+    return Path(root) / ".resume" / f"{stage}-{digest.hexdigest()[:16]}"
+
+
 def hash_directory(directory: Path) -> str:
     """SHA-256 over names and contents of a folder's files (hidden ones left out), 64 hex digits."""
     directory = Path(directory)

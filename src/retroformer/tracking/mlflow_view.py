@@ -7,10 +7,12 @@ Everything here is read from files and can be made again from them; no stage nee
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import os
 import sqlite3
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -67,6 +69,8 @@ def client(root: Path) -> Any:
 
     import mlflow
 
+    for name in ("mlflow", "alembic"):  # their news about tables and versions is not the user's
+        logging.getLogger(name).setLevel(logging.WARNING)
     mlflow.set_tracking_uri(f"sqlite:///{database}")
     mlflow.set_registry_uri(f"sqlite:///{database}")
     found = mlflow.MlflowClient()
@@ -153,7 +157,9 @@ def log_dataset(root: Path, facts: dict[str, Any]) -> None:
 
     path = root / "data/batches/episodes.parquet"
     frame = read_table(path, EPISODES).select(["trajectory_id", "task", "outcome", "total_reward"]).to_pandas()
-    data = mlflow.data.from_pandas(frame, source=str(path), name="batches", digest=facts["dataset_hash"][:32])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a path is a local path
+        data = mlflow.data.from_pandas(frame, source=str(path), name="batches", digest=facts["dataset_hash"][:32])
     mlflow.log_input(data, context="training", tags={"dvc_md5": dvc_md5(root, "data/batches")})
 
 

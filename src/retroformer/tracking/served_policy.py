@@ -34,7 +34,7 @@ class ServedPolicy(mlflow.pyfunc.PythonModel):
 
         self.policy = load(context.artifacts["checkpoint"])
 
-    def predict(self, model_input: list[Situation], params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    def predict(self, model_input: list[Situation], params: dict[str, Any] | None = None):
         """Score all situations, each by one forward over its whole history."""
         return [self.choose(situation) for situation in model_input]
 

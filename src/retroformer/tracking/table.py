@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from retroformer.pins import read_pins
+from retroformer.stages import STAGES
 from retroformer.tracking import mlflow_view
 from retroformer.tracking.record import read_records
 
@@ -28,8 +29,9 @@ def show(root: Path = Path("."), console: Console | None = None) -> None:
         console.print(f"round {record['round']}  [bold]{record['verdict'].replace('_', ' ')}[/]: ", end="")
         console.print(record["reason"], markup=False, highlight=False)
         if record["seconds"]:
-            stages = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in record["seconds"].items())
-            console.print(f"         {sum(record['seconds'].values()):.0f} s: {stages}", style="dim", highlight=False)
+            seconds = record["seconds"]
+            stages = ", ".join(f"{stage} {seconds[stage]:.0f} s" for stage in STAGES if stage in seconds)
+            console.print(f"         {sum(seconds.values()):.0f} s: {stages}", style="dim", highlight=False)
     in_production = pins.champion.uri or pins.champion.policy
     console.print(f"\nIn production: {in_production}; newest version: {mlflow_view.uri(records[-1]['model_version'])}")
     console.print("Where to look:", *places(root), sep="\n  ", highlight=False, soft_wrap=True)

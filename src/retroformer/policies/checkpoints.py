@@ -1,0 +1,126 @@
+"""Policies on disk: build a small one from a config, load any Hugging Face causal language model.
+
+A small model learns to follow its task only if words start related (measured: success .85 against .34): the
+embedding of ``red_ball@f2r0`` begins as the sum of its parts, and attention begins by comparing like with like.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from retroformer.config import PolicyConfig
+from retroformer.errors import PolicyError
+from retroformer.policies.language_model import SETTINGS, LanguageModelPolicy
+from retroformer.policies.layout import Layout
+from retroformer.storage import hash_directory
+
+transformers_logging.disable_progress_bar()
+SPECIAL = ("<pad>", "<unk>")
+CONTEXT = 1024
+"""Window of a built model, in tokens; the longest default episode takes about 300."""
+
+
+def build(
+    config: PolicyConfig, words: Iterable[str], *, seed: int, layout: Layout | None = None
+) -> LanguageModelPolicy:
+    """A fresh Llama of `config`'s size whose vocabulary is `words`; a word it does not know is ``<unk>``."""
+    layout = layout or Layout()
+    if layout.condition_on_return:
+        words = [*words, "return", *(f"{tenth / 10:.1f}" for tenth in range(-10, 11))]
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *sorted(set(words) - set(SPECIAL))])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>")
+    if config.width % config.heads or (config.width // config.heads) % 2:
+        raise PolicyError(f"policy.width {config.width} must be an even multiple of policy.heads {config.heads}")
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=config.width,
+            intermediate_size=4 * config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=False,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+    initialise(model, list(vocabulary), torch.Generator().manual_seed(seed))
+    return LanguageModelPolicy(model, tokenizer, layout)
+
+
+def initialise(model: Any, words: list[str], generator: torch.Generator) -> None:
+    """Start small models where they can learn to follow a task.
+
+    Embeddings are composed: a part is drawn with deviation .5, ``a_b`` is (a + b) / sqrt 2, ``object@place`` is
+    (object + place) / sqrt 2. Linear layers have deviation .7 / sqrt(fan in), keys equal queries at 1.5 times that,
+    the output layer .02.
+    """
+    parts: dict[str, torch.Tensor] = {}
+    width = model.config.hidden_size
+
+    def vector(word: str) -> torch.Tensor:
+        for separator in ("@", "_"):
+            pieces = word.split(separator)
+            if len(pieces) > 1 and all(pieces):
+                return torch.stack([vector(piece) for piece in pieces]).sum(0) / math.sqrt(len(pieces))
+        if word not in parts:
+            parts[word] = torch.randn(width, generator=generator) * 0.5
+        return parts[word]
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2 and "embed" not in name and "lm_head" not in name:
+                scale = (1.5 if "q_proj" in name else 1.0) * 0.7 / math.sqrt(parameter.shape[1])
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+        for layer in model.model.layers:
+            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
+        model.get_input_embeddings().weight.copy_(torch.stack([vector(word) for word in words]))
+        output = model.get_output_embeddings().weight
+        output.copy_(torch.randn(output.shape, generator=generator) * 0.02)
+
+
+def load(source: str | Path, *, layout: Layout | None = None) -> LanguageModelPolicy:
+    """Load a checkpoint folder or a hub id. Remote code is never run.
+
+    `layout` is for models that this project did not write; those that it did carry theirs in retroformer.json.
+    Raises PolicyError where the model cannot be loaded or its tree scores differ from plain scoring.
+    """
+    directory = Path(source)
+    own = directory / SETTINGS
+    options: dict[str, Any] = {}
+    if own.is_file():
+        settings = json.loads(own.read_text())
+        layout = Layout(**settings["layout"])
+        options["length_normalised"] = settings["length_normalised"]
+    elif layout is None:
+        layout = Layout.sentences()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise PolicyError(f"cannot load a language model from {source}: {str(error).splitlines()[0]}") from None
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise PolicyError(
+            f"{source}: the tokenizer has {len(tokenizer)} tokens, "
+            f"the model {model.get_input_embeddings().weight.shape[0]}; they do not belong together"
+        )
+    version = hash_directory(directory)[:16] if directory.is_dir() else str(source)
+    return LanguageModelPolicy(model, tokenizer, layout, version=version, **options)

@@ -1,0 +1,213 @@
+"""A causal language model as the policy: its logits over the admissible actions, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from retroformer.errors import PolicyError
+from retroformer.policies.agent import Choice, Decision
+from retroformer.policies.cache import SlotCache
+from retroformer.policies.layout import Layout, Transcript
+from retroformer.policies.tree import Branches, Tokens, TreeBatch, Window, action_logprobs, collate, grow, windows
+from retroformer.types import Trajectory
+
+SETTINGS = "retroformer.json"
+Plan = tuple[Decision, tuple[Tokens, ...], Branches]
+
+
+class LanguageModelPolicy:
+    """A model, its tokenizer and its layout.
+
+    `score` gives log pi(a | h) of whole trajectories, differentiable; `agent` acts in environments.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, layout: Layout, *, length_normalised: bool = False, version: str = ""
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.layout = layout
+        self.length_normalised = length_normalised
+        self.version = version
+        self.encode = lru_cache(maxsize=1 << 18)(self._encode)
+        self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        self.limit = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def windows(self, trajectory: Trajectory, index: int = 0) -> list[Window]:
+        """The trajectory laid out in tokens; see `policies.tree.windows`."""
+        return windows(trajectory, index, self.layout, self.encode, self.limit)
+
+    def collate(self, batch: Sequence[Window]) -> TreeBatch:
+        """Windows as one padded batch on the model's device."""
+        return collate(batch, self.pad).to(self.model.device)
+
+    def hidden(self, batch: TreeBatch) -> torch.Tensor:
+        """One forward for all windows; the hidden states of the N places that are scored, [N, D]."""
+        extra: dict[str, Any] = {}
+        if batch.visible_bll is not None:
+            extra["attention_mask"] = additive(batch.visible_bll, self.model.dtype)[:, None]
+            extra["position_ids"] = batch.positions_bl
+        output = self.model.base_model(input_ids=batch.tokens_bl, use_cache=False, **extra)
+        return output.last_hidden_state.flatten(0, 1)[batch.score_n]
+
+    def logprobs(
+        self, hidden_nd: torch.Tensor, batch: TreeBatch, temperature: float | torch.Tensor = 1.0
+    ) -> torch.Tensor:
+        """log pi(a | h), [B, T, A] in nats, from the hidden states of `hidden`."""
+        logits = self.model.get_output_embeddings()(hidden_nd).float()
+        return action_logprobs(logits, batch, temperature, self.length_normalised)
+
+    def score(self, batch: TreeBatch, temperature: float | torch.Tensor = 1.0) -> torch.Tensor:
+        """log pi(a | h) of every admissible action of every step, [B, T, A] in nats."""
+        return self.logprobs(self.hidden(batch), batch, temperature)
+
+    def agent(self, slots: int, *, temperature: float = 1.0, greedy: bool = False) -> LanguageModelAgent:
+        """The policy at work in `slots` environments at once."""
+        return LanguageModelAgent(self, slots, temperature, greedy)
+
+    def save(self, directory: Path) -> None:
+        """Write an ordinary Hugging Face checkpoint (config, tokenizer, safetensors) and the layout beside it."""
+        self.model.save_pretrained(directory, safe_serialization=True)
+        self.tokenizer.save_pretrained(directory)
+        settings = {"layout": asdict(self.layout), "length_normalised": self.length_normalised}
+        (Path(directory) / SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask that is added to attention scores: 0 where visible, the type's minimum where not."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+class LanguageModelAgent:
+    """Acts with a cache that lives as long as the episodes; see `policies.agent.Agent`.
+
+    Each forward feeds, for every slot, what is new since the last one (the action taken, the new observation) and
+    the branches of all admissible actions; the branches are not kept.
+    """
+
+    def __init__(self, policy: LanguageModelPolicy, slots: int, temperature: float, greedy: bool):
+        self.policy = policy
+        self.version = policy.version
+        self.temperature = temperature
+        self.greedy = greedy
+        self.cache = SlotCache(slots)
+        self.transcripts: dict[int, Transcript] = {}
+        policy.model.eval()
+
+    def release(self, slot: int) -> None:  # noqa: D102
+        self.transcripts.pop(slot, None)
+        self.cache.release(slot)
+
+    @torch.inference_mode()
+    def act(self, decisions: Sequence[Decision]) -> list[Choice]:  # noqa: D102
+        slots = self.cache.slots
+        new: list[list[int]] = [[] for _ in range(slots)]
+        nodes: list[list[tuple[int, int, int]]] = [[] for _ in range(slots)]
+        encode, layout = self.policy.encode, self.policy.layout
+        plans: list[Plan] = []
+        for decision in decisions:
+            actions = tuple(encode(layout.action.format(action=action)) for action in decision.admissible_actions)
+            tree = grow(actions)
+            if decision.t == 0:
+                self.release(decision.slot)
+                self.transcripts[decision.slot] = Transcript(layout, encode, decision.description, self.policy.limit)
+            transcript = self.transcripts[decision.slot]
+            if transcript.observe(decision.observation, max(map(len, actions))):
+                self.cache.release(decision.slot)
+            new[decision.slot] = transcript.tokens[transcript.fed :]
+            nodes[decision.slot] = tree.nodes
+            transcript.fed = len(transcript.tokens)
+            plans.append((decision, actions, tree))
+        pi, log_pi = self._probabilities(self._forward(new, nodes), plans)
+        choices = []
+        for row, (decision, actions, _) in enumerate(plans):
+            count = len(actions)
+            # Inverse CDF over the actions in their order; the last one takes what rounding leaves.
+            below = int((pi[row, :count].cumsum() <= decision.uniform).sum())
+            index = int(pi[row, :count].argmax()) if self.greedy else min(below, count - 1)
+            self.transcripts[decision.slot].act(actions[index])
+            own = tuple(pi[row, :count].tolist())
+            choices.append(Choice(decision.admissible_actions[index], float(log_pi[row, index]), own))
+        return choices
+
+    def _probabilities(self, logprobs: list[np.ndarray], plans: list[Plan]) -> tuple[np.ndarray, np.ndarray]:
+        """pi and log pi over the admissible actions of each decision, [D, A], 0 and -inf where there is none."""
+        widest = max(len(actions) for _, actions, _ in plans)
+        likelihood = np.full((len(plans), widest), -np.inf)
+        for row, (decision, actions, tree) in enumerate(plans):
+            entries = np.array(tree.entries)
+            own = logprobs[decision.slot][entries[:, 1] + 1, entries[:, 2]]
+            likelihood[row, : len(actions)] = np.bincount(entries[:, 0], weights=own)
+            if self.policy.length_normalised:
+                likelihood[row, : len(actions)] /= [len(action) for action in actions]
+        scores = likelihood / self.temperature
+        scores -= scores.max(1, keepdims=True)
+        log_pi = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+        bad = np.isnan(log_pi).any(1)
+        if bad.any():
+            decision = plans[int(bad.argmax())][0]
+            raise PolicyError(
+                f"the model gives no finite probabilities for {decision.observation!r}, step {decision.t}"
+            )
+        return np.exp(log_pi), log_pi
+
+    def _forward(self, new: list[list[int]], nodes: list[list[tuple[int, int, int]]]) -> list[np.ndarray]:
+        """Next-token log-probabilities after each slot's prefix and after each of its branch nodes, [1 + nodes, V] a slot."""
+        width = max(len(a) + len(b) for a, b in zip(new, nodes, strict=True))
+        slots = self.cache.slots
+        span = self.cache.begin(width)
+        before = self.cache.lengths
+        counts = torch.tensor([len(tokens) for tokens in new])
+        tokens = torch.full((slots, width), self.policy.pad, dtype=torch.long)
+        offsets = torch.arange(width)
+        positions = before[:, None] + offsets
+        for slot, (trunk, branch) in enumerate(zip(new, nodes, strict=True)):
+            tokens[slot, : len(trunk)] = torch.tensor(trunk, dtype=torch.long)
+            for index, (token, depth, _) in enumerate(branch):
+                place = len(trunk) + index
+                tokens[slot, place] = token
+                positions[slot, place] = before[slot] + len(trunk) - 1 + depth
+        # A trunk token sees all that is before it; a branch node the trunk, its ancestors and itself.
+        visible = torch.arange(span) <= (before[:, None] + offsets)[..., None]
+        for slot, (trunk, branch) in enumerate(zip(new, nodes, strict=True)):
+            start = int(before[slot]) + len(trunk)
+            for index, (_, _, parent) in enumerate(branch):
+                row = visible[slot, len(trunk) + index]
+                row[start:] = False
+                if parent >= 0:
+                    row[start:] |= visible[slot, len(trunk) + parent, start:]
+                row[start + index] = True
+        device = self.policy.model.device
+        hidden = self.policy.model.base_model(
+            input_ids=tokens.to(device),
+            attention_mask=additive(visible.to(device), self.policy.model.dtype)[:, None],
+            position_ids=positions.clamp(max=self.policy.limit - 1).to(device),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        self.cache.keep(counts)
+        # Only the places that are read go through the output layer.
+        wanted = [
+            (slot, len(trunk) - 1, len(branch))
+            for slot, (trunk, branch) in enumerate(zip(new, nodes, strict=True))
+            if trunk
+        ]
+        rows = [slot for slot, _, extra in wanted for _ in range(extra + 1)]
+        columns = [last + step for _, last, extra in wanted for step in range(extra + 1)]
+        logits = self.policy.model.get_output_embeddings()(hidden[rows, columns]).float().log_softmax(-1).cpu()
+        result = [np.empty((0, 0))] * slots
+        parts = logits.split([extra + 1 for _, _, extra in wanted])
+        for (slot, _, _), part in zip(wanted, parts, strict=True):
+            result[slot] = part.numpy()
+        return result

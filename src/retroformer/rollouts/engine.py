@@ -1,0 +1,198 @@
+"""Many environments advance together, each at its own step; a finished one is replaced at once.
+
+The rollout buffer holds the partial trajectories. What breaks is data: an environment that raises ends its episode
+as ``error`` with the message, a limit of the collector ends it as ``truncated``, the task's own step limit as
+``failure``.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from retroformer.environments import make
+from retroformer.environments.protocol import Mission, TextEnvironment
+from retroformer.policies.agent import Agent, Choice, Decision
+from retroformer.types import Outcome, Step, StopReason, Task, Trajectory, trajectory_id
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What is to be played."""
+
+    name: str
+    """``package:task``."""
+    seed: int
+    split: str
+    mission: Mission = "true"
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """How all episodes of a run are played; a run is its episodes and these."""
+
+    run_seed: int
+    text: str
+    actions: str
+    environments: int
+    """How many episodes advance together."""
+    max_seconds: float = 60.0
+    """Wall time an episode may take; beyond it is truncated."""
+    keep_probabilities: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """An episode and what came of it."""
+
+    episode: Episode
+    trajectory: Trajectory
+    probabilities: tuple[tuple[float, ...], ...] = ()
+    """pi over the admissible actions of each step, where `Conditions.keep_probabilities` asked for it."""
+
+
+@dataclass(slots=True)
+class Partial:
+    """An episode in the rollout buffer."""
+
+    episode: Episode
+    environment: TextEnvironment | None
+    chance: np.random.Generator
+    started: float
+    family: str = ""
+    description: str = ""
+    observation: str = ""
+    admissible: tuple[str, ...] = ()
+    steps: list[Step] = field(default_factory=list)
+    probabilities: list[tuple[float, ...]] = field(default_factory=list)
+
+    def finish(self, agent: Agent, stop: StopReason, outcome: Outcome, error: str | None = None) -> Played:
+        package, _, task_name = self.episode.name.partition(":")
+        split, seed = self.episode.split, self.episode.seed
+        task = Task(package, self.family, task_name, self.description, seed, split)
+        trajectory = Trajectory(
+            id=trajectory_id(task, agent.version, self.episode.attempt, self.episode.mission),
+            task=task,
+            steps=tuple(self.steps),
+            stop_reason=stop,
+            outcome=outcome,
+            policy=agent.version,
+            temperature=agent.temperature,
+            attempt=self.episode.attempt,
+            source="rollout",
+            error=error,
+        )
+        return Played(self.episode, trajectory, tuple(self.probabilities))
+
+
+def play(agent: Agent, episodes: Sequence[Episode], conditions: Conditions) -> Iterator[Played]:
+    """Play all `episodes` with `agent`; yields each as it ends, whatever its outcome.
+
+    Chance is keyed by run seed, task and seed, so an episode's random numbers do not depend on its neighbours.
+    """
+    waiting = iter(episodes)
+    buffer: dict[int, Partial] = {}
+    instances: dict[tuple[int, str], TextEnvironment] = {}
+    try:
+        free = list(range(conditions.environments))[::-1]
+        exhausted = False
+        while buffer or not exhausted:
+            while free and not exhausted:
+                episode = next(waiting, None)
+                if episode is None:
+                    exhausted = True
+                    break
+                slot = free.pop()
+                partial = Partial(episode, None, _chance(conditions.run_seed, episode), time.monotonic())
+                try:
+                    key = (slot, episode.name)
+                    if key not in instances:
+                        instances[key] = make(episode.name, text=conditions.text, actions=conditions.actions)
+                    _start(partial, instances[key])
+                    buffer[slot] = partial
+                except Exception as error:
+                    instances.pop(key, None)
+                    free.append(slot)
+                    yield partial.finish(agent, StopReason.EXCEPTION, Outcome.ERROR, _told(error))
+            if not buffer:
+                continue
+            decisions = [
+                Decision(
+                    slot=slot,
+                    t=len(partial.steps),
+                    description=partial.description,
+                    observation=partial.observation,
+                    admissible_actions=partial.admissible,
+                    uniform=partial.chance.random(),
+                    environment=partial.environment,
+                )
+                for slot, partial in buffer.items()
+            ]
+            for decision, choice in zip(decisions, agent.act(decisions), strict=True):
+                slot, partial = decision.slot, buffer[decision.slot]
+                ended = _advance(partial, choice, conditions)
+                if ended is None:
+                    continue
+                stop, outcome, error = ended
+                if outcome is Outcome.ERROR:
+                    instances.pop((slot, partial.episode.name), None)
+                agent.release(slot)
+                del buffer[slot]
+                free.append(slot)
+                yield partial.finish(agent, stop, outcome, error)
+    finally:
+        for environment in instances.values():
+            environment.close()
+
+
+def _chance(run_seed: int, episode: Episode) -> np.random.Generator:
+    return np.random.default_rng([run_seed, zlib.crc32(episode.name.encode()), episode.seed, episode.attempt])
+
+
+def _start(partial: Partial, environment: TextEnvironment) -> None:
+    partial.environment = environment
+    partial.family = environment.family
+    options = {"mission": partial.episode.mission}
+    observation, info = environment.reset(seed=partial.episode.seed, options=options)
+    partial.description = str(info["task"])
+    _observe(partial, observation, info)
+
+
+def _observe(partial: Partial, observation: Any, info: dict[str, Any]) -> None:
+    if not isinstance(observation, str):
+        raise TypeError(f"the observation must be a str, got {type(observation).__name__}")
+    actions = info.get("admissible_actions")
+    if not actions:
+        raise ValueError("info['admissible_actions'] must hold at least one action")
+    partial.observation, partial.admissible = observation, tuple(actions)
+
+
+def _advance(partial: Partial, choice: Choice, conditions: Conditions) -> tuple[StopReason, Outcome, str | None] | None:
+    """Do the chosen action; None where the episode goes on."""
+    assert partial.environment is not None
+    try:
+        observation, reward, terminated, truncated, info = partial.environment.step(choice.action)
+        partial.steps.append(
+            Step(partial.observation, choice.action, float(reward), partial.admissible, None, choice.logprob)
+        )
+        if conditions.keep_probabilities:
+            partial.probabilities.append(choice.probabilities)
+        if terminated or truncated:
+            stop = StopReason.TERMINATED if terminated else StopReason.STEP_LIMIT
+            return stop, Outcome.SUCCESS if info.get("success") else Outcome.FAILURE, None
+        _observe(partial, observation, info)
+    except Exception as error:
+        return StopReason.EXCEPTION, Outcome.ERROR, _told(error)
+    if time.monotonic() - partial.started > conditions.max_seconds:
+        return StopReason.TIME_LIMIT, Outcome.TRUNCATED, None
+    return None
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:2000]

@@ -1,0 +1,103 @@
+"""Play episodes and record them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from retroformer.config import CollectConfig, TasksConfig
+from retroformer.environments import make
+from retroformer.environments.splits import seeds
+from retroformer.errors import DataError, EnvironmentFault
+from retroformer.pins import read_pins, verify
+from retroformer.progress import progress
+from retroformer.rollouts.engine import Conditions, Episode
+from retroformer.rollouts.workers import Player, play_all
+from retroformer.storage import replacing, write_json, write_trajectories
+from retroformer.types import Outcome, Trajectory
+
+
+def collect(
+    config: CollectConfig,
+    tasks: TasksConfig,
+    seed: int,
+    *,
+    champion: Path = Path("data/champion.json"),
+    out: Path = Path("data/rollouts"),
+) -> dict[str, Any]:
+    """Play episodes with a pinned policy and record them.
+
+    Many environments advance together, a finished one is replaced at once; actions are sampled from the policy's
+    probabilities over the admissible actions, which are recorded. A task's own step limit ends in failure, a limit of
+    the collector in truncated, what breaks in error with its message.
+
+    Returns counts. Raises EnvironmentFault for an unknown task or where too many episodes end in error, PinMismatch
+    where the policy is not the pinned one.
+    """
+    pins = read_pins(champion)
+    pin = pins.train_from or pins.champion if config.policy == "train_from" else pins.champion
+    verify(pin, champion.parent.parent)
+    for name in tasks.train:
+        make(name, text=tasks.text, actions=tasks.actions).close()
+    plan = episodes_of(config, tasks, seed, pins.round)
+    conditions = Conditions(seed, tasks.text, tasks.actions, config.environments, config.max_seconds)
+    policy = pin.policy if pin.scripted else str(champion.parent.parent / pin.policy)
+    player = Player(policy, config.temperature)
+    trajectories: list[Trajectory] = []
+    errors = 0
+    with progress("collect", len(plan), "episodes") as shown:
+        for _, played in play_all([(player, plan)], conditions, config.workers):
+            trajectories += [one.trajectory for one in played]
+            failed = [one.trajectory for one in played if one.trajectory.outcome is Outcome.ERROR]
+            errors += len(failed)
+            if failed and errors > config.max_errors * len(plan):
+                raise EnvironmentFault(
+                    f"{errors} of {len(trajectories)} episodes ended in error, more than the share "
+                    f"collect.max_errors = {config.max_errors:g} of {len(plan)} allows; the last: {failed[-1].error}"
+                )
+            solved = sum(one.outcome is Outcome.SUCCESS for one in trajectories)
+            shown.advance(len(played), f"success {solved / len(trajectories):.2f}")
+    report = describe(trajectories, pins.round, pin.version)
+    with replacing(out) as folder:
+        write_trajectories(folder, trajectories)
+        write_json(folder / "collect.json", report)
+    return {name: report[name] for name in ("episodes", "steps", "success")}
+
+
+def episodes_of(config: CollectConfig, tasks: TasksConfig, seed: int, round_number: int) -> list[Episode]:
+    """The episodes of a round, tasks in turn; those for checkpoint choice have seeds of their own."""
+    aside = round(config.episodes * config.checkpoint_share)
+    learned = "history" if round_number == 1 else "train"
+    plan = []
+    for split, count in ((learned, config.episodes - aside), ("checkpoint", aside)):
+        numbers = seeds(split, run_seed=seed, round_number=round_number, count=count)
+        plan += [Episode(tasks.train[place % len(tasks.train)], number, split) for place, number in enumerate(numbers)]
+    return plan
+
+
+def describe(trajectories: list[Trajectory], round_number: int, policy: str) -> dict[str, Any]:
+    """The small report: counts, and success among the episodes whose tasks ended."""
+    if not trajectories:
+        raise DataError("no episode was played")
+    per_task: dict[str, dict[str, Any]] = {}
+    for name in sorted({one.task.name for one in trajectories}):
+        own = [one for one in trajectories if one.task.name == name]
+        ended = [one for one in own if one.learnable]
+        solved = sum(one.outcome is Outcome.SUCCESS for one in ended)
+        per_task[name] = {
+            "episodes": len(own),
+            "family": own[0].task.family,
+            "success": solved / len(ended) if ended else None,
+            "n": len(ended),
+        }
+    rates = [one["success"] for one in per_task.values() if one["success"] is not None]
+    return {
+        "round": round_number,
+        "policy": policy,
+        "episodes": len(trajectories),
+        "steps": sum(len(one.steps) for one in trajectories),
+        "success": sum(rates) / len(rates) if rates else None,
+        "outcomes": dict(sorted(Counter(one.outcome.value for one in trajectories).items())),
+        "tasks": per_task,
+    }

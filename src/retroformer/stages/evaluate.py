@@ -1,0 +1,237 @@
+"""Play champion and challenger on the same held-out seeds."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from retroformer.config import CollectConfig, DecideConfig, EvaluateConfig, TasksConfig
+from retroformer.environments.protocol import Mission
+from retroformer.environments.splits import seeds
+from retroformer.errors import DataError
+from retroformer.evaluation.comparison import Difference, decided, paired_difference, planned_looks
+from retroformer.evaluation.intervals import stratified_mean
+from retroformer.pins import policy_hash, read_pins, verify
+from retroformer.progress import Progress, progress
+from retroformer.rollouts.engine import Conditions, Episode, Played
+from retroformer.rollouts.workers import Player, play_all
+from retroformer.storage import replacing, write_json
+from retroformer.types import Outcome
+
+COLUMNS = ("policy", "range", "mission", "decoding", "family", "task", "seed", "success", "outcome", "steps")
+SAMPLES = 8
+"""Whole trajectories kept for people to read, with the probability of every action."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some episodes that are played alike."""
+
+    policy: str
+    """champion, challenger or random."""
+    player: Player
+    range: str
+    mission: Mission
+    names: tuple[str, ...]
+    first: int
+    count: int
+
+
+def evaluate(
+    config: EvaluateConfig,
+    tasks: TasksConfig,
+    collect: CollectConfig,
+    decide: DecideConfig,
+    seed: int,
+    *,
+    champion: Path = Path("data/champion.json"),
+    challenger: Path = Path("data/challenger"),
+    out: Path = Path("data/evaluation"),
+) -> dict[str, Any]:
+    """Play champion and challenger on the same held-out seeds until it is decided which is better.
+
+    The number of episodes doubles from look to look; the interval of the paired difference holds at each of them, so
+    stopping early is sound. Beside that: the same seeds with the mission swapped for another of the level and for
+    another of the same room, greedy decoding, the random admissible agent, seeds that no gate uses (final) and tasks
+    that nothing trains on (transfer). Actions are sampled unless said.
+
+    Returns the difference and its interval. Raises DataError where an episode is lost to the infrastructure too often
+    to pair any.
+    """
+    pins = read_pins(champion)
+    root = champion.parent.parent
+    pin = verify(pins.champion, root)
+    players = {
+        "champion": Player(pin.policy if pin.scripted else str(root / pin.policy), collect.temperature),
+        "challenger": Player(str(challenger), collect.temperature),
+    }
+    conditions = Conditions(seed, tasks.text, tasks.actions, collect.environments, collect.max_seconds)
+    looks = planned_looks(config.first_look, config.looks)
+    rows: list[Row] = []
+    history: list[dict[str, Any]] = []
+    greedy = Player(str(challenger), collect.temperature, greedy=True)
+    around = [
+        Part("challenger", players["challenger"], "gate", "shuffled", tasks.train, 0, config.first_look),
+        Part("challenger", players["challenger"], "gate", "other", tasks.train, 0, config.first_look),
+        Part("champion", players["champion"], "gate", "shuffled", tasks.train, 0, config.first_look),
+        Part("challenger", greedy, "gate", "true", tasks.train, 0, config.first_look),
+        Part("random", Player("scripted:random"), "gate", "true", tasks.train, 0, config.first_look),
+        Part("challenger", players["challenger"], "final", "true", tasks.train, 0, config.final),
+        Part("challenger", greedy, "final", "true", tasks.train, 0, config.final),
+    ]
+    if tasks.held_out:
+        for name, mission in (("challenger", "true"), ("challenger", "shuffled"), ("champion", "true")):
+            around.append(Part(name, players[name], "transfer", mission, tasks.held_out, 0, config.transfer))
+    most = 2 * looks[-1] + sum(part.count for part in around)
+    with progress("evaluate", most, "episodes") as shown:
+        rows += play_parts(around, conditions, collect.workers, seed, pins.round, shown)
+        for before, n in zip([0, *looks], looks, strict=False):
+            parts = [
+                Part(name, player, "gate", "true", tasks.train, before, n - before) for name, player in players.items()
+            ]
+            rows += play_parts(parts, conditions, collect.workers, seed, pins.round, shown)
+            difference = compare(rows, config)
+            history.append({"n": n, **{key: getattr(difference, key) for key in ("mean", "lower", "upper")}})
+            history[-1]["difference"] = history[-1].pop("mean")
+            if decided(difference, decide.min_improvement, decide.max_regression):
+                break
+    report = {
+        "round": pins.round,
+        "confidence": config.confidence,
+        "champion": pin.version,
+        "challenger": policy_hash(str(challenger))[:16],
+        "looks": history,
+        "summary": summarise(rows, config.confidence),
+        "errors": sum(row["success"] is None for row in rows),
+    }
+    samples = read_samples(players["challenger"], tasks, conditions, seed, pins.round)
+    with replacing(out) as folder:
+        with (folder / "episodes.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({**row, "success": "" if row["success"] is None else int(row["success"])} for row in rows)
+        write_json(folder / "evaluation.json", report)
+        (folder / "samples").mkdir()
+        write_json(folder / "samples" / "trajectories.json", samples)
+    return history[-1]
+
+
+def play_parts(
+    parts: Iterable[Part], conditions: Conditions, workers: int, run_seed: int, round_number: int, shown: Progress
+) -> list[Row]:
+    """Play the parts, spread over the workers; a row per episode, in the order of the parts."""
+    work: list[tuple[Player, list[Episode]]] = []
+    owner: dict[tuple[Player, Episode], Part] = {}
+    for part in parts:
+        numbers = seeds(part.range, run_seed=run_seed, round_number=round_number, count=part.count, offset=part.first)
+        names = part.names
+        plan = [
+            Episode(names[(part.first + place) % len(names)], number, part.range, part.mission)
+            for place, number in enumerate(numbers)
+        ]
+        work.append((part.player, plan))
+        owner |= {(part.player, episode): part for episode in plan}
+    rows = []
+    for player, played in play_all(work, conditions, workers):
+        rows += [row_of(owner[player, one.episode], one) for one in played]
+        shown.advance(len(played))
+    return rows
+
+
+def row_of(part: Part, one: Played) -> Row:
+    """What a played episode says; its success is None where the infrastructure, not the agent, ended it."""
+    trajectory = one.trajectory
+    return {
+        "policy": part.policy,
+        "range": part.range,
+        "mission": part.mission,
+        "decoding": "greedy" if part.player.greedy else "sampled",
+        "family": trajectory.task.family,
+        "task": trajectory.task.name,
+        "seed": one.episode.seed,
+        "success": trajectory.outcome is Outcome.SUCCESS if trajectory.learnable else None,
+        "outcome": trajectory.outcome.value,
+        "steps": len(trajectory.steps),
+    }
+
+
+def scores(rows: Iterable[Row], **wanted: str) -> dict[str, list[float | None]]:
+    """Task -> successes of the rows that match, in the order of their seeds."""
+    found: dict[str, list[float | None]] = {}
+    matching = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    for row in sorted(matching, key=lambda row: (row["task"], row["seed"])):
+        found.setdefault(row["task"], []).append(None if row["success"] is None else float(row["success"]))
+    return found
+
+
+def compare(rows: list[Row], config: EvaluateConfig) -> Difference:
+    """Challenger minus champion on the gate's seeds, sampled, told the true mission."""
+    alike = {"range": "gate", "mission": "true", "decoding": "sampled"}
+    champion, challenger = (scores(rows, policy=name, **alike) for name in ("champion", "challenger"))
+    return paired_difference(champion, challenger, config.confidence, config.looks)
+
+
+def summarise(rows: list[Row], confidence: float) -> list[dict[str, Any]]:
+    """Success with its interval for every way of playing: all tasks, each family, each task, tasks weighted equally."""
+    summary = []
+    ways = sorted({tuple(row[key] for key in COLUMNS[:4]) for row in rows})
+    for way in ways:
+        own = [row for row in rows if tuple(row[key] for key in COLUMNS[:4]) == way]
+        families = sorted({row["family"] for row in own if row["family"]})
+        names = sorted({(row["family"], row["task"]) for row in own if row["family"]})
+        for family, task in [(None, None), *product(families, [None]), *names]:
+            chosen = [row for row in own if family in (None, row["family"]) and task in (None, row["task"])]
+            found = scores(chosen)
+            if not any(score is not None for group in found.values() for score in group):
+                continue
+            estimate = stratified_mean(found, confidence)
+            line = dict(zip(COLUMNS[:4], way, strict=True)) | {"family": family, "task": task}
+            figures = {"n": estimate.n, "success": estimate.mean, "lower": estimate.lower, "upper": estimate.upper}
+            summary.append(line | figures)
+    if not summary:
+        raise DataError("no episode of the evaluation ended: all were lost to errors or limits")
+    return summary
+
+
+def read_samples(
+    player: Player, tasks: TasksConfig, conditions: Conditions, run_seed: int, round_number: int
+) -> list[dict[str, Any]]:
+    """A few episodes of the challenger, told the true and another mission, with the probability of every action."""
+    numbers = seeds("final", run_seed=run_seed, round_number=round_number, count=SAMPLES)
+    plan = [
+        Episode(tasks.train[place % len(tasks.train)], number, "final", mission)
+        for place, number in enumerate(numbers)
+        for mission in (("true", "other") if place < 2 else ("true",))
+    ]
+    few = replace(conditions, keep_probabilities=True)
+    samples = []
+    # A worker plays these too, so that this process needs no model.
+    for _, played in play_all([(player, plan)], few, 2):
+        for one in played:
+            steps = [
+                {
+                    "observation": step.observation,
+                    "action": step.action,
+                    "reward": step.reward,
+                    "probabilities": {a: round(p, 4) for a, p in zip(step.admissible_actions or (), pi, strict=True)},
+                }
+                for step, pi in zip(one.trajectory.steps, one.probabilities, strict=True)
+            ]
+            task = one.trajectory.task
+            samples.append(
+                {
+                    "policy": "challenger",
+                    "task": task.name,
+                    "seed": task.seed,
+                    "mission": one.episode.mission,
+                    "description": task.description,
+                    "outcome": one.trajectory.outcome.value,
+                    "steps": steps,
+                }
+            )
+    return samples

@@ -1,0 +1,277 @@
+"""The one trainer: REINFORCE on replayed trajectories, logits recomputed under the current policy.
+
+Read `Trainer.update` for the algorithm. Budgets are counts of updates, chance comes from one seed, and everything
+that the next update depends on is in `Trainer.state`: a run that was killed and resumed ends in the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from retroformer.config import TrainConfig
+from retroformer.curriculum.pacing import Pacing
+from retroformer.curriculum.sampling import TrajectorySampler
+from retroformer.errors import TrainingStopped
+from retroformer.objectives import weights
+from retroformer.objectives.baselines import advantages, normalise
+from retroformer.objectives.losses import (
+    NEEDS_BEHAVIOUR,
+    NORMALISES_ADVANTAGES,
+    OBJECTIVES,
+    Batch,
+    entropy,
+    score,
+    value_loss,
+)
+from retroformer.policies.language_model import LanguageModelPolicy
+from retroformer.training.replay import Minibatch, Replay
+
+BUCKET = 16
+"""Batches drawn together and sorted by length, so that padding is small."""
+FAILURE_FLOOR = 0.15
+"""A task is drawn in proportion to its share of failures in the history plus this."""
+POINTS = 100
+"""Points of the learning curve, and observations of the curriculum's signal."""
+SAVES = 10
+"""How often a run writes down where it is."""
+COLUMNS = ("loss", "policy_loss", "value_loss", "entropy", "kl", "ess", "clipped", "grad_norm", "agreement")
+
+
+class Trainer:
+    """Trains `policy` in place on the trajectories of split ``train`` that the catalogue may draw."""
+
+    def __init__(
+        self,
+        policy: LanguageModelPolicy,
+        replay: Replay,
+        catalogue: pd.DataFrame,
+        config: TrainConfig,
+        *,
+        seed: int,
+        learning_rate: float,
+        value_head: torch.nn.Linear,
+    ):
+        self.policy, self.replay, self.config = policy, replay, config
+        self.learning_rate, self.value_head = learning_rate, value_head
+        if config.objective in NEEDS_BEHAVIOUR:
+            replay.require_behaviour(config.objective)
+        tiers = int(catalogue["tier"].max())
+        self.pacing = Pacing(tiers=tiers, admitted=1 if config.curriculum else tiers)
+        drawable = catalogue[(catalogue["split"] == "train") & (catalogue["probability"] > 0)]
+        newest = drawable[drawable["round"] == drawable["round"].max()]
+        success = replay.per_task(newest["trajectory_id"])
+        self.sampler = TrajectorySampler(
+            catalogue,
+            seed=seed,
+            tiers_admitted=self.pacing.admitted,
+            uniform=not config.curriculum,
+            task_weights={task: 1 - share + FAILURE_FLOOR for task, share in success.items()},
+        )
+        self.kept_aside = catalogue.loc[catalogue["split"] == "checkpoint", "trajectory_id"].tolist()
+        self.parameters = [p for p in (*policy.model.parameters(), *value_head.parameters()) if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        )
+        self.done = 0
+        self.queue: list[list[str]] = []
+        self.recent: list[torch.Tensor] = []
+        self.curve: list[dict[str, float | None]] = []
+        self.checkpoints: list[dict[str, float]] = []
+        self.best: dict[str, Any] | None = None
+        self.stopped: str | None = None
+
+    def run(self, resume: Path, advance: Callable[[int, str], None]) -> None:
+        """Train until the budget of updates is spent or a threshold stops it; the policy ends as its best checkpoint.
+
+        Raises TrainingStopped where a threshold was passed before there was a checkpoint.
+        """
+        total = self.config.updates
+        saved = resume / "trainer.pt"
+        if saved.is_file():
+            self.restore(torch.load(saved, weights_only=True))
+            advance(self.done, "resumed")
+        point, save = max(1, total // POINTS), max(1, total // SAVES)
+        choices = {round(total * (k + 1) / self.config.checkpoints) for k in range(self.config.checkpoints)}
+        self.policy.model.train()
+        while self.done < total and self.stopped is None:
+            self.update()
+            self.done += 1
+            if self.done % point == 0 or self.done == total:
+                self._record()
+            if self.done in choices and self.stopped is None:
+                self._consider()
+            if self.done % save == 0 and self.done < total:
+                resume.mkdir(parents=True, exist_ok=True)
+                torch.save(self.state(), saved.with_suffix(".new"))
+                os.replace(saved.with_suffix(".new"), saved)
+            shown = self.curve[-1] if self.curve else {}
+            advance(
+                1, " ".join(f"{k} {shown[k]:.2f}" for k in ("agreement", "entropy", "kl") if shown.get(k) is not None)
+            )
+        if self.best is None:
+            raise TrainingStopped(f"training stopped at update {self.done} before its first checkpoint: {self.stopped}")
+        self.policy.model.load_state_dict(self.best["model"])
+        self.value_head.load_state_dict(self.best["value_head"])
+
+    def update(self) -> None:
+        """One gradient update on one minibatch of replayed trajectories."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * rate(self.done, config.updates, config.warmup)
+        batch = self._draw()
+        mask = batch.tree.mask_bt
+        logprobs_bta, values_bt = self.forward(batch)
+        logprobs_bt = logprobs_bta.gather(-1, batch.tree.chosen_bt[..., None])[..., 0].masked_fill(~mask, 0.0)
+        learned = config.baseline == "value"
+        advantages_bt = advantages(batch.returns_bt, values_bt if learned else batch.baselines_bt, mask)
+        if config.objective in NORMALISES_ADVANTAGES:
+            advantages_bt = normalise(advantages_bt, mask)
+        seen = Batch(logprobs_bt, batch.behaviour_logprobs_bt, advantages_bt, batch.returns_bt, batch.success_b, mask)
+        policy_loss = OBJECTIVES[config.objective](seen).loss
+        spread = entropy(logprobs_bta, batch.tree.action_mask_bta)
+        miss = value_loss(values_bt, batch.returns_bt, mask, batch.weights_b)
+        loss = policy_loss - config.entropy * spread + config.value * miss
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        self.optimizer.step()
+        with torch.no_grad():
+            known = mask & ~batch.behaviour_logprobs_bt.isnan()
+            behaviour_bt = batch.behaviour_logprobs_bt.nan_to_num()
+            ratios_bt = weights.ratios(logprobs_bt, behaviour_bt, known)
+            good = mask & batch.success_b[:, None]
+            agreement = torch.where(good, logprobs_bt, 0.0).sum() / good.sum().clamp(min=1)
+            kl = weights.kl_from_behaviour(logprobs_bt, behaviour_bt, known)
+            ess, clipped = weights.effective_sample_size(ratios_bt, known), weights.clipped_share(ratios_bt, known)
+            row = (loss, policy_loss, miss, spread, kl, ess, clipped, norm, agreement)
+            self.recent.append(torch.stack([value.detach() for value in row]))
+
+    def forward(self, batch: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """log pi(a | h) [B, T, A] in nats at the recorded temperatures, and V(h) [B, T] of the value head."""
+        b, t, _ = batch.tree.shape
+        hidden = self.policy.hidden(batch.tree)
+        values_bt = self.value_head(hidden[: b * t].float()).view(b, t)
+        return self.policy.logprobs(hidden, batch.tree, batch.temperature_b[:, None, None]), values_bt
+
+    def _draw(self) -> Minibatch:
+        """The next minibatch; trajectories of a like length go together."""
+        if not self.queue:
+            size = self.config.batch
+            ids = self.sampler.draw(BUCKET * size)
+            ids.sort(key=self.replay.tokens)
+            batches = [ids[at : at + size] for at in range(0, len(ids), size)]
+            self.queue = [batches[place] for place in self.sampler.generator.permutation(len(batches))]
+        ids = self.queue.pop()
+        return self.replay.minibatch(ids, self.sampler.inverse_weights(ids))
+
+    def _record(self) -> None:
+        """One point of the curve: the means since the last; admit the next tier, or stop a bad update."""
+        means = torch.stack(self.recent).mean(0).tolist()
+        self.recent = []
+        row = dict(zip(COLUMNS, means, strict=True))
+        tiers = self.pacing.observe(self.done, row["agreement"])
+        now = {"learning_rate": self.optimizer.param_groups[0]["lr"], "tiers": float(self.sampler.tiers_admitted)}
+        self.curve.append({"update": self.done, **row, **now, "score": None})
+        if tiers != self.sampler.tiers_admitted:
+            self.sampler.admit(tiers)
+            self.queue = []
+        config = self.config
+        if not all(map(math.isfinite, means)):
+            self.stopped = f"the loss or its gradient is not finite at update {self.done}"
+        elif row["kl"] > config.max_kl:
+            self.stopped = (
+                f"KL to the behaviour is {row['kl']:.2f} nats a step at update {self.done}, limit {config.max_kl}"
+            )
+        elif row["ess"] < config.min_ess:
+            self.stopped = f"effective sample size is {row['ess']:.3f} at update {self.done}, limit {config.min_ess}"
+
+    def _consider(self) -> None:
+        """Score this checkpoint on the logs kept aside and keep it if it is the best so far.
+
+        The score is the objective itself, with advantages against the mean return of each task: fixed, so that
+        all checkpoints are measured alike.
+        """
+        value = self.score() if self.kept_aside else float(self.done)
+        self.checkpoints.append({"update": self.done, "score": value})
+        self.curve[-1]["score"] = value
+        if self.best is None or value > self.best["score"]:
+            self.best = {
+                "update": self.done,
+                "score": value,
+                "model": {name: tensor.clone() for name, tensor in self.policy.model.state_dict().items()},
+                "value_head": {name: tensor.clone() for name, tensor in self.value_head.state_dict().items()},
+            }
+
+    @torch.no_grad()
+    def score(self) -> float:
+        """The objective on the trajectories of split ``checkpoint``, a mean over their steps; higher is better."""
+        self.policy.model.eval()
+        ids = sorted(self.kept_aside, key=lambda id: (self.replay.tokens(id), id))
+        total, steps, size = 0.0, 0, 4 * self.config.batch
+        for part in (ids[at : at + size] for at in range(0, len(ids), size)):
+            batch = self.replay.minibatch(part, [1.0] * len(part))
+            mask = batch.tree.mask_bt
+            logprobs_bta, _ = self.forward(batch)
+            logprobs_bt = logprobs_bta.gather(-1, batch.tree.chosen_bt[..., None])[..., 0].masked_fill(~mask, 0.0)
+            advantages_bt = advantages(batch.returns_bt, batch.task_baselines_bt, mask)
+            seen = Batch(
+                logprobs_bt, batch.behaviour_logprobs_bt, advantages_bt, batch.returns_bt, batch.success_b, mask
+            )
+            count = int(mask.sum())
+            total += float(score(self.config.objective, seen)) * count
+            steps += count
+        self.policy.model.train()
+        return total / steps
+
+    def state(self) -> dict[str, Any]:
+        """All that the next update depends on: tensors, numbers, texts."""
+        return {
+            "model": self.policy.model.state_dict(),
+            "value_head": self.value_head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sampler": self.sampler.state(),
+            "pacing": self.pacing.state(),
+            "done": self.done,
+            "queue": self.queue,
+            "recent": self.recent,
+            "curve": self.curve,
+            "checkpoints": self.checkpoints,
+            "best": self.best,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.policy.model.load_state_dict(state["model"])
+        self.value_head.load_state_dict(state["value_head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.sampler.restore(state["sampler"])
+        self.pacing = Pacing(**state["pacing"])
+        for name in ("done", "queue", "recent", "curve", "checkpoints", "best"):
+            setattr(self, name, state[name])
+
+
+def rate(update: int, total: int, warmup: int) -> float:
+    """Share of the peak learning rate: linear warm-up, flat to half of the updates, linear down to a tenth."""
+    if update < warmup:
+        return (update + 1) / warmup
+    return 1.0 - 0.9 * max(0.0, 2 * update / total - 1)
+
+
+def new_value_head(width: int) -> torch.nn.Linear:
+    """V(h) = w h + b of the policy's own hidden state at the decision, 0 at the start."""
+    head = torch.nn.Linear(width, 1)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    return head
+
+
+def threads_for(width: int) -> int:
+    """Threads that pay: below a width of 512 the products are too small to share out (measured), above all cores."""
+    return 1 if width < 512 else os.cpu_count() or 1
