@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,12 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Failed, State
 
-from retroformer.cli import STAGES
 from retroformer.errors import RetroformerError
 from retroformer.journal import take_failure
 from retroformer.pins import read_pins
+from retroformer.stages import STAGES
 from retroformer.tracking.record import COLUMNS, folder_of, read_records
+from retroformer.tracking.table import show
 
 PINS = Path("data/champion.json")
 PATIENCE = 20.0
@@ -108,7 +110,7 @@ def close_round(commit: bool = False) -> State[Any] | None:
     return execute([*words, "--commit"] if commit else words, "close")
 
 
-@flow(name="improve", log_prints=False)
+@flow(name="improve", flow_run_name="to-round-{rounds}")
 def improve(rounds: int = 4, commit: bool = False) -> State[Any] | None:
     """Run and close rounds until `rounds` are closed; `commit` commits, tags and pushes each."""
     while (number := read_pins(PINS).round) <= rounds:
@@ -162,28 +164,51 @@ def plot(records: list[dict[str, Any]]) -> str:
     return "data:image/png;base64," + base64.b64encode(image.getvalue()).decode()
 
 
+def shielded(work: Callable[[], int]) -> int:
+    """Do `work` in a process group of its own and pass signals on to it alone. Returns its exit code.
+
+    The terminal's Ctrl-C goes to a whole group: Prefect's server would die of it before the run's state is recorded.
+    """
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        try:
+            return work()
+        except KeyboardInterrupt:
+            return 130
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda _number, _frame: os.kill(child, signal.SIGINT))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def run(rounds: int, commit: bool) -> int:
+    """Run the flow and print the table. Returns the exit code."""
+    state = improve(rounds, commit, return_state=True)
+    if not state.is_completed():
+        print(f"improve: error: {state.message}", file=sys.stderr)
+        return 2
+    show()
+    return 0
+
+
 def main() -> int:
     """Close the rounds that are missing, then print the table. Returns the exit code."""
     parser = argparse.ArgumentParser(description=improve.__doc__)
     parser.add_argument("--rounds", type=int, default=4, help="how many rounds are to be closed in the end")
     parser.add_argument("--commit", action="store_true", help="commit, tag and push each round")
     asked = parser.parse_args()
-    from retroformer.tracking.table import show
-
     try:
-        if read_pins(PINS).closed_rounds < asked.rounds:
-            state = improve(asked.rounds, asked.commit, return_state=True)
-            if not state.is_completed():
-                print(f"improve: error: {state.message}", file=sys.stderr)
-                return 2
-        show()
-    except KeyboardInterrupt:
-        print("\nimprove: interrupted; `make run` goes on where it stopped", file=sys.stderr)
-        return 130
+        if read_pins(PINS).closed_rounds >= asked.rounds:
+            show()
+            return 0
     except RetroformerError as error:
         print(f"improve: error: {error}", file=sys.stderr)
         return 2
-    return 0
+    parent = os.getpid()
+    code = shielded(lambda: run(asked.rounds, asked.commit))
+    if code == 130 and os.getpid() == parent:
+        print("\nimprove: interrupted; the same command goes on where it stopped", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
