@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from project import make_project, make_round, record_round
+
+
+@pytest.fixture(scope="session")
+def finished_round(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: a project whose first round has its verdict and is not closed. Copy it, do not touch it."""
+    root = make_project(tmp_path_factory.mktemp("finished"))
+    make_round(root / "data", 1)
+    record_round(root)
+    return root
+
+
+@pytest.fixture
+def project(finished_round: Path, tmp_path: Path) -> Path:
+    """A copy of `finished_round`."""
+    return Path(shutil.copytree(finished_round, tmp_path / "project", symlinks=True))
