@@ -144,7 +144,7 @@ def chart(
     y_of = scale(low, high, HEIGHT - BOTTOM, TOP)
     drawing = []
     for value in ticks(low, high):
-        drawing.append(line(LEFT, y_of(value), WIDTH - RIGHT, y_of(value), "grid"))
+        drawing.append(line(LEFT, y_of(value), WIDTH - RIGHT, y_of(value), "gridline"))
         drawing.append(text(LEFT - 5, y_of(value) + 3.5, number(value), "end"))
     for value in ticks(min(xs), max(xs), whole=whole_x):
         drawing.append(text(x_of(value), HEIGHT - BOTTOM + 15, number(value)))
@@ -225,8 +225,10 @@ def bars(title: str, groups: Sequence[tuple[str, Sequence[Row]]], legend: Iterab
             drawing.append(text(WIDTH, y + 8.5, rate(row.y), "end"))
             y += 12
         y += 5
-    grid = [line(x_of(value / 4), 0.0, x_of(value / 4), y, "grid") for value in range(5)]
-    labels = [text(x_of(value / 4), y + 14, number(value / 4), "start" if not value else "middle") for value in range(5)]
+    grid = [line(x_of(value / 4), 0.0, x_of(value / 4), y, "gridline") for value in range(5)]
+    labels = [
+        text(x_of(value / 4), y + 14, number(value / 4), "start" if not value else "middle") for value in range(5)
+    ]
     return figure(title, [*grid, *drawing, *labels], y + 20, legend)
 
 
@@ -241,7 +243,7 @@ def forest(title: str, rows: Sequence[Row]) -> Markup | None:
     x_of = scale(low, high, 120, WIDTH - 46)
     bottom = len(rows) * 22 + 6.0
     places = ticks(low, high, 4)
-    drawing = [line(x_of(value), 0.0, x_of(value), bottom, "grid") for value in places]
+    drawing = [line(x_of(value), 0.0, x_of(value), bottom, "gridline") for value in places]
     drawing += [text(x_of(value), bottom + 14, number(value)) for value in places]
     drawing.append(line(x_of(0), 0.0, x_of(0), bottom, "zero"))
     for k, row in enumerate(rows):
@@ -265,7 +267,7 @@ def stacked(
     y_of = scale(0, max(totals) * 1.06, HEIGHT - BOTTOM, TOP)
     drawing = []
     for value in ticks(0, max(totals) * 1.06, 4, whole=True):
-        drawing.append(line(LEFT, y_of(value), WIDTH - RIGHT, y_of(value), "grid"))
+        drawing.append(line(LEFT, y_of(value), WIDTH - RIGHT, y_of(value), "gridline"))
         drawing.append(text(LEFT - 5, y_of(value) + 3.5, number(value), "end"))
     slot = (WIDTH - RIGHT - LEFT) / len(labels)
     gap = 1.0 if len(labels) > 8 else slot * 0.2

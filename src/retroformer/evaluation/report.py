@@ -12,6 +12,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,7 +169,7 @@ def closed_rounds(history: Path, before: int) -> tuple[list[dict[str, Any]], lis
             absent.append(folder.name)
             continue
         reigning = "challenger" if record.get("verdict") == "promote" else "champion"
-        whole = next((one for one in record.get("levels", ()) if one["task"] is None), {})
+        whole = next((one for one in record.get("levels", ()) if one.get("task") is None), {})
         figures_of = {name: interval(whole.get(name), record.get(f"{name}_success")) for name in POLICIES}
         summary = (optional(folder / "evaluation" / "evaluation.json") or {}).get("summary", ())
         wanted = {"policy": reigning, "range": "gate", "mission": "shuffled", "decoding": "sampled", "task": None}
@@ -223,7 +224,9 @@ def success_tables(
             {"label": label, "kind": kind, "cells": [estimate(columns[one], mine, confidence) for one in order]}
             for label, kind, mine in row_keys(tasks)
         ]
-        tables.append({"name": name, "title": RANGES.get(name, name), "columns": order, "rows": rows})
+        groups = [(policy, list(mine)) for policy, mine in groupby(order, key=lambda one: one.policy)]
+        table = {"name": name, "title": RANGES.get(name, name), "columns": order, "groups": groups, "rows": rows}
+        tables.append(table)
     return tables
 
 

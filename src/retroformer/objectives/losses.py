@@ -118,22 +118,6 @@ NORMALISES_ADVANTAGES = NEEDS_ADVANTAGES - {"asymmetric"}
 """Objectives whose advantages may be rescaled by `baselines.normalise`; `asymmetric` needs units of return."""
 
 
-def score(name: str, batch: Batch) -> Tensor:
-    """The objective itself, higher is better: what can be compared between checkpoints on logs kept aside. -> scalar.
-
-    It is the integral of the loss's gradient: with x = pi / mu, the weight min(1, x) on grad log pi is the gradient of
-    x where x < 1 and of 1 + log x above; a weight without pi is that of log pi. Advantages must not come from the
-    checkpoint itself, or each would be measured with its own ruler.
-    """
-    if name not in NEEDS_BEHAVIOUR:
-        return -OBJECTIVES[name](batch).loss.detach()
-    ratios_bt = weights.ratios(batch.logprobs_bt, batch.behaviour_logprobs_bt, batch.mask_bt)
-    log_ratio_bt = torch.where(batch.mask_bt, batch.logprobs_bt - batch.behaviour_logprobs_bt, 0.0).detach()
-    tapered_bt = torch.where(ratios_bt < 1, ratios_bt, 1 + log_ratio_bt)
-    gained_bt = torch.where(batch.advantages_bt > 0, log_ratio_bt, tapered_bt) if name == "topr" else tapered_bt
-    return (torch.where(batch.mask_bt, batch.advantages_bt * gained_bt, 0.0)).sum() / batch.mask_bt.sum().clamp(min=1)
-
-
 def entropy(logprobs_bta: Tensor, mask_bta: Tensor) -> Tensor:
     """Mean over the steps of - sum over a of pi(a) log pi(a), in nats (Shannon 1948), with a gradient.
 

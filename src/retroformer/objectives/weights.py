@@ -61,3 +61,18 @@ def kl_from_behaviour(logprobs_bt: Tensor, behaviour_logprobs_bt: Tensor, mask_b
     log_ratio_bt = (logprobs_bt - behaviour_logprobs_bt).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     k3_bt = torch.where(mask_bt, ratios_bt - 1 - log_ratio_bt, 0.0)
     return k3_bt.sum() / mask_bt.sum().clamp(min=1)
+
+
+def surrogate_advantage(
+    logprobs_bt: Tensor, behaviour_logprobs_bt: Tensor, advantages_bt: Tensor, mask_bt: Tensor
+) -> Tensor:
+    """sum of (pi / mu) A over sum of pi / mu: how much better pi acts than mu in the states that mu visits.
+
+    The local approximation of Kakade and Langford 2002 (Schulman et al. 2015, eq. 3), estimated on logs with
+    self-normalised weights; in units of return. Unlike a likelihood it does not mind that a policy stops imitating the
+    behaviour's noise. The advantages' baseline must not come from pi. All [B, T] -> scalar.
+    """
+    require(mask_bt.shape, advantages_bt=advantages_bt)
+    ratios_bt = ratios(logprobs_bt, behaviour_logprobs_bt, mask_bt)
+    weighted = (ratios_bt * torch.where(mask_bt, advantages_bt, 0.0)).sum()
+    return weighted / ratios_bt.sum().clamp(min=torch.finfo(ratios_bt.dtype).tiny)

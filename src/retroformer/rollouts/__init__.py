@@ -1,0 +1,1 @@
+"""Batched collection: many environments at once, limits, failures as data."""

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retroformer.config import DecideConfig, EvaluateConfig
 from retroformer.errors import DataError
 from retroformer.evaluation.comparison import paired_difference
+from retroformer.evaluation.episodes import Played, read_episodes
 from retroformer.evaluation.gate import judge
 from retroformer.evaluation.intervals import stratified_mean
+from retroformer.evaluation.report import write_report
 from retroformer.storage import read_json, replacing, write_json
-from retroformer.types import Outcome
-
-COLUMNS = ("policy", "range", "mission", "decoding", "family", "task", "seed", "success", "outcome", "steps")
-SCORES = {Outcome.SUCCESS: 1.0, Outcome.FAILURE: 0.0}
-"""Any other outcome says nothing of the task."""
-
-
-@dataclass(frozen=True, slots=True)
-class Played:
-    """The part of a row of episodes.csv that a verdict rests on."""
-
-    policy: str
-    range: str
-    mission: str
-    decoding: str
-    task: str
-    seed: int
-    score: float | None
 
 
 def decide(
@@ -40,13 +21,19 @@ def decide(
     evaluate: EvaluateConfig,
     *,
     evaluation: Path = Path("data/evaluation"),
+    training: Path = Path("data/training"),
+    batches: Path = Path("data/batches"),
+    validated: Path = Path("data/validated"),
+    rollouts: Path = Path("data/rollouts"),
+    history: Path = Path("data/history"),
     out: Path = Path("data/decision"),
 ) -> dict[str, Any]:
     """Judge the challenger: promote, keep, or not enough evidence.
 
     The difference is computed anew from the episodes that champion and challenger played on the same seeds of the
     gate range, sampled, told the true mission; no summary is trusted. Its interval holds at each of the planned looks.
-    Success under a shuffled mission says whether the challenger follows its task. Writes verdict.json.
+    Success under a shuffled mission says whether the challenger follows its task. Writes verdict.json, and report.html, which shows the whole round; for
+    it alone the stages before and the closed rounds are read, and what is missing there is only named.
 
     Raises DataError where an episode is missing, doubled or contradicts itself.
     """
@@ -78,36 +65,17 @@ def decide(
     verdict = {"round": round_number, **judge(difference, true, told_wrong, config).to_dict()}
     with replacing(out) as folder:
         write_json(folder / "verdict.json", verdict)
+        write_report(
+            folder / "report.html",
+            verdict=verdict,
+            evaluation=evaluation,
+            training=training,
+            batches=batches,
+            validated=validated,
+            rollouts=rollouts,
+            history=history,
+        )
     return {key: verdict[key] for key in ("verdict", "reason", "difference", "lower", "upper", "n")}
-
-
-def read_episodes(path: Path) -> list[Played]:
-    """Read episodes.csv. Raises DataError with the line, what was got and what was expected."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}") from None
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-    if missing:
-        raise DataError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(rows.fieldnames or ())}")
-    return [played(f"{path}, line {rows.line_num}", row) for row in rows]
-
-
-def played(place: str, row: dict[str, str]) -> Played:
-    """One row, checked: its success must be what its outcome says."""
-    if None in row or None in row.values():
-        raise DataError(f"{place}: expected {len(COLUMNS)} values as in the header, got another number")
-    try:
-        outcome, seed = Outcome(row["outcome"]), int(row["seed"])
-        score = float(row["success"]) if row["success"] else None
-    except ValueError as error:
-        raise DataError(f"{place}: {error}") from None
-    if score != SCORES.get(outcome):
-        raise DataError(f"{place}: success is {row['success'] or 'empty'} where the outcome is {outcome.value}")
-    return Played(row["policy"], row["range"], row["mission"], row["decoding"], row["task"], seed, score)
 
 
 def scores(path: Path, episodes: Iterable[Played], policy: str, mission: str) -> dict[tuple[str, int], float | None]:

@@ -104,10 +104,9 @@ def behaviour_of(root: Path, confidence: float) -> dict[str | None, dict[str, An
 
     table = read_table(root / "data/validated/episodes.parquet", EPISODES)
     scores: dict[str, list[float | None]] = {}
-    columns = (table[name].to_pylist() for name in ("environment", "task", "outcome"))
-    for environment, task, outcome in zip(*columns, strict=True):
+    for task, outcome in zip(table["task"].to_pylist(), table["outcome"].to_pylist(), strict=True):
         if outcome in (Outcome.SUCCESS, Outcome.FAILURE):
-            scores.setdefault(f"{environment}:{task}", []).append(float(outcome == Outcome.SUCCESS))
+            scores.setdefault(task, []).append(float(outcome == Outcome.SUCCESS))
     groups: dict[str | None, dict[str, list[float | None]]] = {name: {name: own} for name, own in scores.items()}
     if scores:
         groups[None] = scores

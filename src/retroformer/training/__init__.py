@@ -1,0 +1,1 @@
+"""One trainer: policy gradient on replayed trajectories."""

@@ -27,7 +27,6 @@ from retroformer.objectives.losses import (
     OBJECTIVES,
     Batch,
     entropy,
-    score,
     value_loss,
 )
 from retroformer.policies.language_model import LanguageModelPolicy
@@ -195,8 +194,7 @@ class Trainer:
     def _consider(self) -> None:
         """Score this checkpoint on the logs kept aside and keep it if it is the best so far.
 
-        The score is the objective itself, with advantages against the mean return of each task: fixed, so that
-        all checkpoints are measured alike.
+        With none kept aside the last is the best.
         """
         value = self.score() if self.kept_aside else float(self.done)
         self.checkpoints.append({"update": self.done, "score": value})
@@ -211,24 +209,30 @@ class Trainer:
 
     @torch.no_grad()
     def score(self) -> float:
-        """The objective on the trajectories of split ``checkpoint``, a mean over their steps; higher is better."""
+        """What the policy is worth on the trajectories of split ``checkpoint``; higher is better.
+
+        The surrogate advantage over the behaviour (`weights.surrogate_advantage`) where the logs have its
+        probabilities, else the mean log-likelihood of successful actions. One measure for all objectives.
+        """
         self.policy.model.eval()
         ids = sorted(self.kept_aside, key=lambda id: (self.replay.tokens(id), id))
-        total, steps, size = 0.0, 0, 4 * self.config.batch
-        for part in (ids[at : at + size] for at in range(0, len(ids), size)):
-            batch = self.replay.minibatch(part, [1.0] * len(part))
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in ("logprobs", "behaviour", "advantages", "good")}
+        size = 4 * self.config.batch
+        for some in (ids[at : at + size] for at in range(0, len(ids), size)):
+            batch = self.replay.minibatch(some, [1.0] * len(some))
             mask = batch.tree.mask_bt
             logprobs_bta, _ = self.forward(batch)
-            logprobs_bt = logprobs_bta.gather(-1, batch.tree.chosen_bt[..., None])[..., 0].masked_fill(~mask, 0.0)
-            advantages_bt = advantages(batch.returns_bt, batch.task_baselines_bt, mask)
-            seen = Batch(
-                logprobs_bt, batch.behaviour_logprobs_bt, advantages_bt, batch.returns_bt, batch.success_b, mask
-            )
-            count = int(mask.sum())
-            total += float(score(self.config.objective, seen)) * count
-            steps += count
+            logprobs_bt = logprobs_bta.gather(-1, batch.tree.chosen_bt[..., None])[..., 0]
+            parts["logprobs"].append(logprobs_bt[mask])
+            parts["behaviour"].append(batch.behaviour_logprobs_bt[mask])
+            parts["advantages"].append(advantages(batch.returns_bt, batch.task_baselines_bt, mask)[mask])
+            parts["good"].append(batch.success_b[:, None].expand_as(mask)[mask])
         self.policy.model.train()
-        return total / steps
+        logprobs, behaviour, advantage, good = (torch.cat(part)[None] for part in parts.values())
+        known = ~behaviour.isnan()
+        if bool(known.any()):
+            return float(weights.surrogate_advantage(logprobs, behaviour.nan_to_num(), advantage, known))
+        return float(logprobs[good].mean()) if bool(good.any()) else float(logprobs.mean())
 
     def state(self) -> dict[str, Any]:
         """All that the next update depends on: tensors, numbers, texts."""

@@ -1,0 +1,1 @@
+"""The slower studies behind the report's claims: `make study`, or `python -m studies NAME ...`."""

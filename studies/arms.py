@@ -1,0 +1,163 @@
+"""One arm of a study: train on a fixed history with some parameters changed, then play seeds that no gate uses.
+
+Every arm goes through the stage functions, so what is studied is what runs. A finished arm is a JSON file under
+``.resume/studies``, named by a hash of all that it depends on: a study that was killed goes on where it was, and one
+whose code or parameters changed starts anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from retroformer.config import Config, load_config
+from retroformer.environments.splits import seeds
+from retroformer.pins import read_pins
+from retroformer.rollouts.engine import Conditions, Episode
+from retroformer.rollouts.workers import Player, play_all
+from retroformer.stages.collect import collect
+from retroformer.stages.curate import curate
+from retroformer.stages.train import train
+from retroformer.storage import read_json, resume_folder, write_json, write_text
+from retroformer.types import Outcome
+
+ROOT = Path(".resume/studies")
+PINS = Path("data/champion.json")
+FIRST_AGENT = "scripted:babyai-bot?noise=0.7"
+Successes = dict[str, list[int]]
+"""Task -> [solved, played]."""
+
+
+@dataclass(frozen=True)
+class Play:
+    """A way of playing a trained policy."""
+
+    name: str
+    mission: str = "true"
+    greedy: bool = False
+    held_out: bool = False
+    target_return: float | None = None
+
+
+SAMPLED, GREEDY = Play("sampled"), Play("greedy", greedy=True)
+FOLLOWS = (Play("shuffled", mission="shuffled"), Play("other", mission="other"))
+TRANSFER = (Play("held out", held_out=True), Play("held out, shuffled", mission="shuffled", held_out=True))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is trained, on which seed, and how it is played afterwards."""
+
+    name: str
+    seed: int
+    overrides: tuple[tuple[str, Any], ...] = ()
+    plays: tuple[Play, ...] = (SAMPLED, GREEDY, *FOLLOWS, *TRANSFER)
+    policy: str | None = None
+    """A scripted agent that is only played."""
+    data: tuple[tuple[str, Any], ...] = field(default=())
+    """Overrides that change the history too."""
+
+
+def configure(overrides: tuple[tuple[str, Any], ...], seed: int) -> Config:
+    """params.yaml with an arm's changes."""
+    return load_config(overrides={**dict(overrides), "seed": seed})
+
+
+def history(seed: int, overrides: tuple[tuple[str, Any], ...]) -> Path:
+    """Batches of the first agent's history for a seed: collected once, kept."""
+    config = configure(overrides, seed)
+    sections = [config.collect, config.tasks, config.curate, seed]
+    folder = ROOT / resume_folder("history", [], sections).name
+    if not (folder / "batches").is_dir():
+        write_json(folder / "data/champion.json", first_pins())
+        one_worker = config.collect.model_copy(update={"workers": 1})
+        collect(one_worker, config.tasks, seed, champion=folder / "data/champion.json", out=folder / "rollouts")
+        (folder / "none").mkdir(exist_ok=True)
+        curate(config.curate, validated=folder / "rollouts", history=folder / "none", out=folder / "batches")
+    return folder
+
+
+def first_pins() -> dict[str, Any]:
+    """A lockfile in which no round is closed yet."""
+    digest = hashlib.sha256(FIRST_AGENT.encode()).hexdigest()
+    return {"closed_rounds": 0, "champion": {"policy": FIRST_AGENT, "hash": digest, "uri": ""}, "train_from": None}
+
+
+def run(arm: Arm) -> dict[str, Any]:
+    """The arm's result: {play: {task: [solved, played]}, "train": train.json}; read where it is there already."""
+    config = configure((*arm.data, *arm.overrides), arm.seed)
+    key = resume_folder("arm", [], [arm, config]).name
+    path = ROOT / f"{key}.json"
+    if path.is_file():
+        return read_json(path)
+    result: dict[str, Any] = {"arm": arm.name, "seed": arm.seed}
+    folder = ROOT / key
+    if arm.policy is None:
+        past = history(arm.seed, arm.data)
+        folder.mkdir(parents=True, exist_ok=True)
+        train(
+            config.train,
+            config.policy,
+            arm.seed,
+            batches=narrowed(past / "batches", folder, config),
+            champion=past / "data/champion.json",
+            out=folder / "challenger",
+            training=folder / "training",
+        )
+        result["train"] = read_json(folder / "training/train.json")
+    for way in arm.plays:
+        result[way.name] = played(arm, folder / "challenger", way, config)
+    write_json(path, result)
+    shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def narrowed(batches: Path, folder: Path, config: Config) -> Path:
+    """The batches with only those tasks in the catalogue that the arm trains on."""
+    from retroformer.curriculum.catalogue import read_catalogue, write_catalogue
+
+    names = {name.partition(":")[2] for name in config.tasks.train}
+    catalogue = read_catalogue(batches / "catalogue.csv")
+    if names >= set(catalogue["task"]):
+        return batches
+    out = folder / "batches"
+    shutil.copytree(batches, out, dirs_exist_ok=True)
+    write_catalogue(out / "catalogue.csv", catalogue[catalogue["task"].isin(names)])
+    return out
+
+
+def played(arm: Arm, challenger: Path, way: Play, config: Config) -> Successes:
+    """Play the final range (or the held-out tasks) one way."""
+    if way.target_return is not None:
+        settings = json.loads((challenger / "retroformer.json").read_text())
+        settings["layout"]["target_return"] = way.target_return
+        write_text(challenger / "retroformer.json", json.dumps(settings))
+    everything = load_config().tasks
+    names = everything.held_out if way.held_out else everything.train
+    split, count = ("transfer", config.evaluate.transfer) if way.held_out else ("final", config.evaluate.final)
+    numbers = seeds(split, run_seed=arm.seed, round_number=1, count=count)
+    plan = [Episode(names[i % len(names)], number, split, way.mission) for i, number in enumerate(numbers)]  # type: ignore[arg-type]
+    conditions = Conditions(arm.seed, config.tasks.text, config.tasks.actions, config.collect.environments)
+    # Read anew: a worker that kept the policy would not see another target.
+    player = Player(arm.policy or str(challenger), 1.0 + 0.0, way.greedy)
+    if way.target_return is not None:
+        from retroformer.rollouts import workers
+
+        workers._agent.cache_clear()
+    found: Successes = {}
+    for _, ended in play_all([(player, plan)], conditions, workers=1):
+        for one in ended:
+            if one.trajectory.learnable:
+                counts = found.setdefault(one.trajectory.task.name, [0, 0])
+                counts[0] += one.trajectory.outcome is Outcome.SUCCESS
+                counts[1] += 1
+    return found
+
+
+def with_plays(arm: Arm, *plays: Play) -> Arm:
+    """The arm, played these ways only."""
+    return replace(arm, plays=plays)
