@@ -63,12 +63,11 @@ def episodes() -> list[Trajectory]:
 def line(policy: str, mission: str, success: float, task: str | None) -> dict[str, Any]:
     family = None if task is None else "strict"
     figures = {"n": 200, "success": success, "lower": success - 0.05, "upper": success + 0.05}
-    return {"policy": policy, "range": "gate", "mission": mission, "decoding": "sampled", "family": family, "task": task} | figures
+    way = {"policy": policy, "range": "gate", "mission": mission, "decoding": "sampled"}
+    return way | {"family": family, "task": task} | figures
 
 
-def make_round(
-    data: Path, number: int, *, verdict: str = "promote", worse: bool = False, weights: str = "w"
-) -> None:
+def make_round(data: Path, number: int, *, verdict: str = "promote", worse: bool = False, weights: str = "w") -> None:
     """What the six stages of a round leave behind."""
     for name in OUTS:
         shutil.rmtree(data / name, ignore_errors=True)
@@ -85,10 +84,11 @@ def make_round(
     write_json(data / "training/train.json", {"updates": 2, "loss": 0.25})
     write_text(data / "training/curve.csv", "update,loss,note\n1,0.5,a\n2,0.25,\n")
     write_text(data / "training/schedule.csv", "update,tier\n1,1\n2,1\n")
-    missions = (("champion", "true", 0.5), ("challenger", "true", 0.8), ("champion", "shuffled", 0.4), ("challenger", "shuffled", 0.2))
-    summary = [line(*figures, task) for figures in missions for task in (None, "babyai:A", "babyai:B")]
-    report = {"round": number, "confidence": 0.95, "champion": "p", "challenger": "q", "looks": [], "summary": summary, "errors": 0}
-    write_json(data / "evaluation/evaluation.json", report)
+    true = (("champion", "true", 0.5), ("challenger", "true", 0.8))
+    shuffled = (("champion", "shuffled", 0.4), ("challenger", "shuffled", 0.2))
+    summary = [line(*figures, task) for figures in true + shuffled for task in (None, *TASKS)]
+    report = {"round": number, "confidence": 0.95, "champion": "p", "challenger": "q", "looks": [], "errors": 0}
+    write_json(data / "evaluation/evaluation.json", report | {"summary": summary})
     write_text(data / "evaluation/episodes.csv", "policy,range\nchampion,gate\n")
     judged = {"round": number, "verdict": verdict, "reason": f"because {number}", "judged_worse": worse}
     difference = {"difference": 0.3, "lower": 0.2, "upper": 0.4, "n": 400, "per_task": []}
@@ -124,7 +124,8 @@ if Path("endless").exists():
 number = json.loads(Path("data/champion.json").read_text())["closed_rounds"] + 1
 made = Path(tempfile.mkdtemp())
 make_round(made, number, verdict="promote" if number == 1 else "not_enough_evidence")
-outs = dict(zip(STAGES, (["rollouts"], ["validated"], ["batches"], ["challenger", "training"], ["evaluation"], ["decision"])))
+trained = ["challenger", "training"]
+outs = dict(zip(STAGES, (["rollouts"], ["validated"], ["batches"], trained, ["evaluation"], ["decision"])))
 for out in outs[name]:
     shutil.rmtree("data/" + out, ignore_errors=True)
     shutil.copytree(made / out, "data/" + out)

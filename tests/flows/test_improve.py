@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from project import HERE, make_project, replace_stages
+from retroformer.pins import read_pins
+from retroformer.tracking import mlflow_view
+
+FLOW = HERE / "flows/improve.py"
+
+
+@pytest.fixture(scope="session")
+def improve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """The flow's module, with Prefect's database in a temporary folder and one server for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        patch.syspath_prepend(str(FLOW.parent))
+        spec = importlib.util.spec_from_file_location("improve", FLOW)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["improve"] = module
+        spec.loader.exec_module(module)
+        from prefect.testing.utilities import prefect_test_harness
+
+        with prefect_test_harness(server_startup_timeout=120):
+            yield module
+        del sys.modules["improve"]
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_project(tmp_path_factory.mktemp("stand_ins"))
+    replace_stages(root)
+    mlflow_view.client(root)
+    return root
+
+
+@pytest.fixture
+def root(stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    import shutil
+
+    copy = Path(shutil.copytree(stand_ins, tmp_path / "project", symlinks=True))
+    monkeypatch.chdir(copy)
+    return copy
+
+
+def test_a_killed_stage_is_tried_again_and_the_round_is_closed(improve: ModuleType, root: Path) -> None:
+    (root / "trouble-evaluate").write_text("killed")
+    improve.run_stage.retry_delay_seconds = 0
+    state = improve.improve(1, return_state=True)
+    assert state.is_completed(), state.message
+    assert read_pins().closed_rounds == 1
+    assert (root / "data/rounds.csv").is_file()
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        keys = {artifact.key for artifact in client.read_artifacts()}
+        names = [run.name for run in client.read_task_runs() if run.name in improve.STAGES]
+    assert {"rounds", "report", "round-1"} <= keys
+    assert sorted(names) == sorted(improve.STAGES)
+
+
+def test_a_users_mistake_is_not_tried_again_and_told(improve: ModuleType, root: Path) -> None:
+    (root / "trouble-validate").write_text("params.yaml: validate.max_steps is too small")
+    state = improve.improve(1, return_state=True)
+    assert state.is_failed()
+    assert state.message == "round 1, validate: params.yaml: validate.max_steps is too small"
+    assert not (root / "trouble-validate").exists()
+    assert not (root / "data/validated").exists(), "a second attempt would have succeeded"
+    assert read_pins().closed_rounds == 0
+
+
+def test_where_the_rounds_are_closed_nothing_runs(root: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, FLOW, "--rounds", "0"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "No round is closed yet" in done.stdout
+
+
+def test_an_interrupt_ends_the_stage_and_leaves_130(root: Path) -> None:
+    (root / "endless").touch()
+    environment = {**os.environ, "PREFECT_HOME": str(root / ".prefect")}
+    flow = subprocess.Popen(
+        [sys.executable, FLOW, "--rounds", "1"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while not (stage := (root / "endless").read_text()):
+            assert flow.poll() is None
+            time.sleep(0.1)
+        os.killpg(flow.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
+        _, told = flow.communicate(timeout=120)
+    finally:
+        flow.kill()
+    assert flow.returncode == 130
+    assert "improve: interrupted" in told
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(stage), 0)

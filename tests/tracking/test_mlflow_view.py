@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from project import TASKS, episodes
+from retroformer.config import PolicyConfig
+from retroformer.pins import read_pins
+from retroformer.tracking import mlflow_view, record
+
+WORDS = ("go", "to", "the", "ball", "a", "wall", "left", "right")
+SITUATION = {
+    "description": "go to the ball",
+    "history": [["a wall", "left"]],
+    "observation": "a ball",
+    "admissible_actions": ["left", "right"],
+}
+
+
+def publish(root: Path) -> str:
+    pins = read_pins(root / "data/champion.json")
+    facts = record.build(root, pins, challenger_hash="c" * 64, dataset_hash="d" * 64, model_version="")
+    return mlflow_view.publish(root, facts)
+
+
+@pytest.fixture(scope="module")
+def registered(finished_round: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a real, tiny policy registered as its champion."""
+    from retroformer.policies.checkpoints import build
+
+    root = Path(shutil.copytree(finished_round, tmp_path_factory.mktemp("registered") / "project"))
+    shutil.rmtree(root / "data/challenger")
+    (root / "data/challenger").mkdir()
+    build(PolicyConfig(model="", width=8, layers=1, heads=1), WORDS, seed=0).save(root / "data/challenger")
+    mlflow_view.set_aliases(root, publish(root), promoted=True)
+    return root
+
+
+def test_a_round_is_a_run_with_figures_params_dataset_and_reports(registered: Path) -> None:
+    store = mlflow_view.client(registered)
+    version = store.get_model_version_by_alias(mlflow_view.NAME, "champion")
+    assert version.tags == {
+        "round": "1",
+        "verdict": "promote",
+        "reason": "because 1",
+        "challenger_hash": "c" * 64,
+        "dataset_hash": "d" * 64,
+    }
+    run = store.get_run(version.run_id)
+    figures = run.data.metrics
+    assert (figures["challenger_success"], figures["train.updates"], figures["n"]) == (0.8, 2.0, 400.0)
+    assert [(one.step, one.value) for one in store.get_metric_history(version.run_id, "curve.loss")] == [
+        (1, 0.5),
+        (2, 0.25),
+    ]
+    assert "curve.note" not in figures
+    assert run.data.params["train.objective"] == "topr"
+    assert run.data.params["tasks.held_out"].startswith("babyai:P7N3 ")
+    (data,) = run.inputs.dataset_inputs
+    assert data.dataset.digest == "d" * 32
+    assert {tag.key: tag.value for tag in data.tags}["dvc_md5"] == mlflow_view.dvc_md5(registered, "data/batches")
+    assert {one.path for one in store.list_artifacts(version.run_id)} >= {"decision", "training", "evaluation"}
+
+
+def test_publishing_again_finds_the_version(registered: Path) -> None:
+    assert publish(registered) == publish(registered) == "1"
+
+
+def load_and_ask(root: Path) -> None:
+    mlflow_view.client(root)
+    import mlflow
+
+    from retroformer.policies.checkpoints import load
+
+    served = mlflow.pyfunc.load_model(f"models:/{mlflow_view.NAME}@champion")
+    (answer,) = served.predict([SITUATION])
+    # The expected probabilities are those of the agent that acts step by step, not of the code that serves.
+    from retroformer.policies.agent import Decision
+
+    agent = load(root / "data/challenger").agent(1)
+    first = Decision(0, 0, "go to the ball", "a wall", ("left",), 0.0)
+    second = Decision(0, 1, "go to the ball", "a ball", ("left", "right"), 0.0)
+    agent.act([first])
+    (choice,) = agent.act([second])
+    assert list(answer["probabilities"]) == ["left", "right"]
+    assert list(answer["probabilities"].values()) == pytest.approx(choice.probabilities, rel=1e-4)
+    assert answer["action"] == max(answer["probabilities"], key=answer["probabilities"].get)
+
+
+def test_the_champion_is_served_with_the_probabilities_that_it_acts_by(registered: Path) -> None:
+    load_and_ask(registered)
+
+
+def test_a_moved_project_finds_its_models(registered: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(registered, tmp_path / "else where"))
+    hidden = registered.rename(registered.with_name("gone"))
+    try:
+        load_and_ask(moved)
+        assert publish(moved) == "1"
+    finally:
+        hidden.rename(registered)
+
+
+def test_the_behaviour_counts_only_tasks_that_ended(finished_round: Path) -> None:
+    found = record.behaviour_of(finished_round, 0.95)
+    assert {name: (one["success"], one["n"]) for name, one in found.items()} == {
+        None: (0.5, 8),
+        "A": (0.75, 4),
+        "B": (0.25, 4),
+    }
+    assert len(episodes()) == 9
+    assert set(TASKS) < set(found)
+
+
+def test_figures_that_were_not_measured_are_empty(tmp_path: Path) -> None:
+    row = dict.fromkeys(record.COLUMNS) | {"round": 1, "seconds": {}}
+    record.write_rounds(tmp_path / "rounds.csv", [row])
+    assert (tmp_path / "rounds.csv").read_text().splitlines()[1] == "1" + "," * (len(record.COLUMNS) - 1)
+
+
+def test_numbers_leave_out_what_is_no_figure() -> None:
+    value = {"a": 1, "b": {"c": 0.5, "d": "word", "e": None, "f": [1, 2], "g": float("nan")}, "h": True}
+    assert dict(mlflow_view.numbers("x", value)) == {"x.a": 1.0, "x.b.c": 0.5, "x.h": 1.0}
