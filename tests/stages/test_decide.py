@@ -5,7 +5,8 @@ import pytest
 
 from retroformer.config import DecideConfig, EvaluateConfig
 from retroformer.errors import DataError
-from retroformer.stages.decide import COLUMNS, decide
+from retroformer.evaluation.episodes import COLUMNS
+from retroformer.stages.decide import decide
 
 CONFIG = DecideConfig(min_improvement=0.0, max_regression=0.1, max_swapped=0.6)
 EVALUATE = EvaluateConfig(first_look=40, looks=1, confidence=0.95, final=10, transfer=10)
@@ -33,7 +34,8 @@ def rows_of(policy, outcomes, *, task="P5N2", mission="true", decoding="sampled"
 def evaluation_of(folder, rows, *, report=None, columns=COLUMNS):
     folder.mkdir(parents=True, exist_ok=True)
     # A summary that lies, to show that it is not believed.
-    report = report or {"round": 3, "looks": [{"n": 40, "difference": 0.9, "lower": 0.8, "upper": 1.0}]}
+    looks = [{"n": 40, "difference": 0.9, "lower": 0.8, "upper": 1.0}]
+    report = report or {"round": 3, "confidence": 0.95, "looks": looks}
     (folder / "evaluation.json").write_text(json.dumps(report))
     with (folder / "episodes.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
@@ -42,9 +44,14 @@ def evaluation_of(folder, rows, *, report=None, columns=COLUMNS):
     return folder
 
 
+def elsewhere(tmp_path):
+    """The folders that the report alone reads; all empty."""
+    return {name: tmp_path / name for name in ("training", "batches", "validated", "rollouts", "history")}
+
+
 def run(tmp_path, rows, config=CONFIG, **kwargs):
     folder = evaluation_of(tmp_path / "evaluation", rows, **kwargs)
-    found = decide(config, EVALUATE, evaluation=folder, out=tmp_path / "decision")
+    found = decide(config, EVALUATE, evaluation=folder, out=tmp_path / "decision", **elsewhere(tmp_path))
     verdict = json.loads((tmp_path / "decision" / "verdict.json").read_text())
     assert {key: verdict[key] for key in found} == found
     return verdict
@@ -65,6 +72,9 @@ def test_promotes_on_the_episodes_alone(tmp_path):
     half = 2.0227 * ((21 / 42 - (20 / 42) ** 2) / 40) ** 0.5
     assert (verdict["lower"], verdict["upper"]) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
     assert [one["task"] for one in verdict["per_task"]] == ["P5N2"]
+    page = (tmp_path / "decision" / "report.html").read_text()
+    assert verdict["reason"] in page
+    assert page.count("is not here") == 5  # the catalogue, train.json, curve.csv, collect.json, validate.json
 
 
 def test_only_the_gate_range_sampled_counts(tmp_path):
@@ -150,16 +160,16 @@ def test_missing_columns_and_values(tmp_path):
     path = folder / "episodes.csv"
     path.write_text(path.read_text() + "champion,gate\n")
     with pytest.raises(DataError, match="line 122: expected 10 values"):
-        decide(CONFIG, EVALUATE, evaluation=folder, out=tmp_path / "decision")
+        decide(CONFIG, EVALUATE, evaluation=folder, out=tmp_path / "decision", **elsewhere(tmp_path))
 
 
 def test_missing_files(tmp_path):
     with pytest.raises(DataError, match=r"evaluation.json does not exist"):
-        decide(CONFIG, EVALUATE, evaluation=tmp_path, out=tmp_path / "decision")
+        decide(CONFIG, EVALUATE, evaluation=tmp_path, out=tmp_path / "decision", **elsewhere(tmp_path))
     evaluation_of(tmp_path / "evaluation", BETTER)
     (tmp_path / "evaluation" / "episodes.csv").unlink()
     with pytest.raises(DataError, match=r"episodes.csv does not exist"):
-        decide(CONFIG, EVALUATE, evaluation=tmp_path / "evaluation", out=tmp_path / "decision")
+        decide(CONFIG, EVALUATE, evaluation=tmp_path / "evaluation", out=tmp_path / "decision", **elsewhere(tmp_path))
 
 
 def test_more_looks_than_planned(tmp_path):

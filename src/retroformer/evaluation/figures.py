@@ -1,4 +1,4 @@
-"""Figures of the report as inline SVG, drawn by hand: no script, colours from the page's style, the same bytes each time.
+"""Figures of the report as inline SVG, without a library: no script, colours from the page's style.
 
 Every text and attribute goes through `element`, which escapes it. Values that are not finite are left out.
 """

@@ -10,39 +10,22 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from retroformer.errors import DataError
 from retroformer.evaluation import figures
-from retroformer.evaluation.episodes import Played, read_episodes
+from retroformer.evaluation.episodes import read_episodes
 from retroformer.evaluation.figures import Point, Row, Series
-from retroformer.evaluation.intervals import Estimate, stratified_mean
+from retroformer.evaluation.intervals import Estimate
+from retroformer.evaluation.success import POLICIES, behaviour_of, cell, labels, success_tables
 from retroformer.storage import read_json, write_text
 
-RANGES = {
-    "gate": "The gate: this round's own seeds",
-    "transfer": "Transfer: held-out tasks, never trained on",
-    "final": "Final range: seeds that no gate ever used",
-}
-POLICIES = ("behaviour", "random", "champion", "challenger")
-MISSIONS = ("true", "shuffled", "other")
-DECODINGS = ("sampled", "greedy")
 MAX_TEXT = 2_000
 """Characters of one text that are shown."""
 MAX_TRAJECTORIES, MAX_STEPS = 12, 100
 QUALITY_BINS = 20
-
-
-class Column(NamedTuple):
-    """What a column of the success tables shows."""
-
-    policy: str
-    mission: str
-    decoding: str
 
 
 def write_report(
@@ -187,89 +170,6 @@ def interval(value: Any, success: Any) -> Estimate | None:
     return None if known is None else Estimate(known, math.nan, math.nan, 0)
 
 
-# Success by task
-
-
-def behaviour_of(catalogue: Any) -> tuple[dict[tuple[str, str], list[float | None]], list[str]]:
-    """(family, task) -> scores of what made this round's data, and which policies those were."""
-    scores: dict[tuple[str, str], list[float | None]] = defaultdict(list)
-    if catalogue is None or catalogue.empty:
-        return scores, []
-    mine = catalogue[catalogue["round"] == catalogue["round"].max()]
-    known = mine[mine["outcome"].isin(["success", "failure"])]
-    for family, task, outcome in zip(known["family"], known["task"], known["outcome"], strict=True):
-        scores[family, task].append(float(outcome == "success"))
-    return scores, sorted(set(mine["policy"]))
-
-
-def success_tables(
-    episodes: Sequence[Played], behaviour: Mapping[tuple[str, str], list[float | None]], confidence: float
-) -> list[dict[str, Any]]:
-    """One table a range: rows are all tasks together, families and tasks; columns are policy, mission and decoding."""
-    found: dict[str, dict[Column, dict[tuple[str, str], list[float | None]]]] = defaultdict(dict)
-    for one in episodes:
-        column = found[one.range].setdefault(Column(one.policy, one.mission, one.decoding), {})
-        column.setdefault((one.family, one.task), []).append(one.score)
-    tables = []
-    for name in sorted(found, key=lambda name: rank(name, RANGES)):
-        columns = found[name]
-        tasks = sorted({key for scores in columns.values() for key in scores})
-        if name == "gate" and behaviour:
-            # The catalogue names a task without its environment.
-            columns[Column("behaviour", "true", "sampled")] = {
-                key: behaviour[key[0], bare] for key in tasks if (key[0], bare := key[1].split(":")[-1]) in behaviour
-            }
-        order = sorted(columns, key=column_rank)
-        rows = [
-            {"label": label, "kind": kind, "cells": [estimate(columns[one], mine, confidence) for one in order]}
-            for label, kind, mine in row_keys(tasks)
-        ]
-        groups = [(policy, list(mine)) for policy, mine in groupby(order, key=lambda one: one.policy)]
-        table = {"name": name, "title": RANGES.get(name, name), "columns": order, "groups": groups, "rows": rows}
-        tables.append(table)
-    return tables
-
-
-def rank(name: str, order: Iterable[str]) -> tuple[int, str]:
-    """Known names in their order, others after them by name."""
-    known = list(order)
-    return (known.index(name) if name in known else len(known)), name
-
-
-def column_rank(column: Column) -> tuple[tuple[int, str], ...]:
-    """Policy first, then mission, then decoding."""
-    return rank(column.policy, POLICIES), rank(column.mission, MISSIONS), rank(column.decoding, DECODINGS)
-
-
-def row_keys(tasks: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:
-    """Label, kind (all, family or task) and tasks of each row; families only where there is more than one."""
-    yield "all tasks", "all", list(tasks)
-    families = sorted({family for family, _ in tasks})
-    for family in families:
-        mine = [key for key in tasks if key[0] == family]
-        if len(families) > 1:
-            yield family, "family", mine
-        for key in mine:
-            yield key[1], "task", [key]
-
-
-def estimate(
-    scores: Mapping[tuple[str, str], list[float | None]], keys: Sequence[tuple[str, str]], confidence: float
-) -> Estimate | None:
-    """Success over these tasks, None where no episode says."""
-    mine = {"\x1f".join(key): scores[key] for key in keys if key in scores}
-    if all(score is None for own in mine.values() for score in own):
-        return None
-    return stratified_mean(mine, confidence)
-
-
-def cell(tables: Sequence[dict[str, Any]], policy: str, mission: str, row: int = 0) -> Estimate | None:
-    """A figure of the gate's table, sampled; row 0 is all tasks together."""
-    column = Column(policy, mission, "sampled")
-    gate = next((table for table in tables if table["name"] == "gate"), None)
-    return gate["rows"][row]["cells"][gate["columns"].index(column)] if gate and column in gate["columns"] else None
-
-
 def this_round(verdict: dict[str, Any], tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The round at hand in the form of `closed_rounds`."""
     own = {name: cell(tables, name, "true") for name in POLICIES}
@@ -295,25 +195,25 @@ def learning_curve(rounds: Sequence[dict[str, Any]]) -> Any:
         ends = [(None, None) if math.isnan(own.lower) else (own.lower, own.upper) for _, own in known]
         points = [Point(number, own.mean, *end) for (number, own), end in zip(known, ends, strict=True)]
         series.append(Series(name, kind, points, "points", dashed=kind == "swapped"))
-    title = "Success over rounds: gate seeds, sampled, tasks weighted equally"
+    title = "Success over rounds"
     return figures.chart(title, series, x_label="round", y_range=(0, 1), whole_x=True)
 
 
 def level_bars(tables: Sequence[dict[str, Any]]) -> list[Any]:
-    """Bars by level, sampled, true mission: one figure for each family of the gate, and one for each other range."""
+    """Bars by level, sampled, true mission: in each range one figure of means, and one for each family."""
     drawn = []
     for table in tables:
         shown = [
             (k, one) for k, one in enumerate(table["columns"]) if one[1:] == ("true", "sampled") and one[0] in POLICIES
         ]
-        parts: list[tuple[str, list[Any]]] = [(table["name"], [])]
+        means: list[Any] = []
+        parts: list[tuple[str, list[Any]]] = [(f"{table['name']}, mean over tasks", means)]
         for row in table["rows"]:
-            if row["kind"] == "family":
-                parts.append((f"{table['name']}, {row['label']}", []))
             cells = [(one.policy, row["cells"][k]) for k, one in shown]
             rows = [Row(policy, policy, *own[:3]) for policy, own in cells if own is not None]
-            if row["kind"] != "family":
-                parts[-1][1].append((row["label"], rows))
+            if row["kind"] == "family":
+                parts.append((f"{table['name']}, {row['label']}", []))
+            (parts[-1][1] if row["kind"] == "task" else means).append((row["label"], rows))
         legend = [(one.policy, one.policy) for _, one in shown]
         drawn += [figures.bars(title, groups, legend) for title, groups in parts if groups]
     return drawn
@@ -321,12 +221,10 @@ def level_bars(tables: Sequence[dict[str, Any]]) -> list[Any]:
 
 def difference_rows(verdict: dict[str, Any]) -> list[Row]:
     """The difference over all tasks and in each."""
-    lines = [{"task": "all tasks", **verdict}, *verdict["per_task"]]
-    kinds = ["challenger"] + ["neutral"] * len(verdict["per_task"])
-    return [
-        Row(one["task"], kind, one["difference"], one["lower"], one["upper"])
-        for one, kind in zip(lines, kinds, strict=True)
-    ]
+    names = labels(one["task"] for one in verdict["per_task"])
+    lines = [("all tasks", "challenger", verdict)]
+    lines += [(names[one["task"]], "neutral", one) for one in verdict["per_task"]]
+    return [Row(name, kind, one["difference"], one["lower"], one["upper"]) for name, kind, one in lines]
 
 
 def looks(report: dict[str, Any]) -> Any:
@@ -357,9 +255,8 @@ def training_figures(path: Path, trained: Any) -> list[Any]:
         panel("Loss", ["loss", "policy_loss", "value_loss"]),
         panel("Entropy, nats", ["entropy"]),
         panel("KL, behaviour to policy, nats a step", ["kl"]),
-        panel("Effective sample size and clipped weights, share", ["ess", "clipped"], (0, 1)),
+        panel("Effective sample size, clipped weights", ["ess", "clipped"], (0, 1)),
         panel("Gradient norm before clipping", ["grad_norm"]),
-        panel("Learning rate", ["learning_rate"]),
     ]
     return [one for one in panels if one is not None]
 
@@ -409,6 +306,8 @@ def worded(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, dict):
+        if all(real(value.get(key)) is not None for key in ("success", "lower", "upper")):
+            return f"{value['success']:.3f} [{value['lower']:.3f}, {value['upper']:.3f}] n {worded(value.get('n'))}"
         return ", ".join(f"{key} {worded(own)}" for key, own in value.items())
     return ", ".join(map(worded, value)) if isinstance(value, list) else str(value)
 

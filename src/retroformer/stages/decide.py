@@ -32,8 +32,10 @@ def decide(
 
     The difference is computed anew from the episodes that champion and challenger played on the same seeds of the
     gate range, sampled, told the true mission; no summary is trusted. Its interval holds at each of the planned looks.
-    Success under a shuffled mission says whether the challenger follows its task. Writes verdict.json, and report.html, which shows the whole round; for
-    it alone the stages before and the closed rounds are read, and what is missing there is only named.
+    Success under a shuffled mission says whether the challenger follows its task.
+
+    Writes verdict.json, and report.html, which shows the whole round; the stages before and the closed rounds are read
+    for the report alone, and what is missing there is named in it.
 
     Raises DataError where an episode is missing, doubled or contradicts itself.
     """
