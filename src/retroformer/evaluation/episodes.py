@@ -56,5 +56,5 @@ def played(place: str, row: dict[str, str]) -> Played:
         raise DataError(f"{place}: {error}") from None
     if score != SCORES.get(outcome):
         raise DataError(f"{place}: success is {row['success'] or 'empty'} where the outcome is {outcome.value}")
-    names = (row[name] for name in ("policy", "range", "mission", "decoding", "family", "task"))
-    return Played(*names, seed, score)
+    names = {name: row[name] for name in ("policy", "range", "mission", "decoding", "family", "task")}
+    return Played(**names, seed=seed, score=score)

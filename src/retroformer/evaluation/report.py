@@ -231,8 +231,8 @@ def looks(report: dict[str, Any]) -> Any:
     """Difference and interval at each look."""
     rows = []
     for k, look in enumerate(report.get("looks") or (), start=1):
-        values = [real(look.get(key)) for key in ("difference", "lower", "upper")]
-        if None not in values:
+        values = [value for key in ("difference", "lower", "upper") if (value := real(look.get(key))) is not None]
+        if len(values) == 3:
             rows.append(Row(f"look {k}: n {look.get('n')}", "challenger", *values))
     return figures.forest("Difference at each look", rows)
 
