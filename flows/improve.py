@@ -32,7 +32,8 @@ for key, value in {
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
 
 from retroformer.errors import RetroformerError
 from retroformer.journal import take_failure

@@ -20,6 +20,13 @@ from retroformer.tracking import mlflow_view, record
 POLICY = "data/history/round-0001/challenger"
 
 
+def quick_dvc(root: Path, command: str, *words: str) -> str:
+    """Stands in for DVC where a closing is repeated many times; the other tests run DVC itself."""
+    if command == "add":
+        (root / f"{words[-1]}.dvc").write_text(hash_directory(root / words[-1]))
+    return "{}"
+
+
 def table(root: Path) -> list[dict[str, str]]:
     with (root / "data/rounds.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -71,7 +78,8 @@ def test_a_promotion_moves_both_pins(project: Path) -> None:
     assert [(one["task"], one["behaviour"]["n"]) for one in closed["levels"]] == [(None, 8), ("A", 4), ("B", 4)]
 
 
-def test_closing_a_closed_round_changes_nothing(project: Path) -> None:
+def test_closing_a_closed_round_changes_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "dvc", quick_dvc)
     first = rounds.close(project)
     before = state(project)
     assert rounds.close(project) == first
@@ -82,9 +90,11 @@ def test_closing_a_closed_round_changes_nothing(project: Path) -> None:
     ("verdict", "worse", "goes_on"),
     [("keep", True, None), ("keep", False, POLICY), ("not_enough_evidence", False, POLICY)],
 )
-def test_without_a_promotion_the_champion_stays(project: Path, verdict: str, worse: bool, goes_on: str | None) -> None:
+def test_without_a_promotion_the_champion_stays(
+    project: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, worse: bool, goes_on: str | None
+) -> None:
+    monkeypatch.setattr(rounds, "dvc", quick_dvc)
     make_round(project / "data", 1, verdict=verdict, worse=worse)
-    record_round(project)
     rounds.close(project)
     pins = read_pins(project / "data/champion.json")
     assert pins.champion.policy == "scripted:babyai-bot?noise=0.7"
@@ -103,13 +113,6 @@ def kill(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, after: bool) -
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, name, dying)
-
-
-def quick_dvc(root: Path, command: str, *words: str) -> str:
-    """Stands in for DVC where a closing is repeated many times; the other tests run DVC itself."""
-    if command == "add":
-        (root / f"{words[-1]}.dvc").write_text(hash_directory(root / words[-1]))
-    return "{}"
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,18 @@ def test_killed_anywhere_and_repeated_it_ends_in_the_same_state(
     assert moved == int((name, after) == ("write_pins", True)), "the pins move last"
     rounds.close(project)
     assert state(project) == undisturbed
+
+
+def test_a_history_that_a_killed_closing_has_grown_does_not_hinder_its_repetition(
+    project: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        kill(patch, rounds, "append", after=True)
+        with pytest.raises(KeyboardInterrupt):
+            rounds.close(project)
+    assert "data/history" in dvc(project, "status"), "DVC has seen it"
+    rounds.close(project)
+    assert state(project)["pins"] == undisturbed["pins"]
 
 
 def test_the_second_round_builds_on_the_first(project: Path) -> None:

@@ -19,6 +19,7 @@ import filelock
 
 from retroformer.errors import DataError
 from retroformer.pins import Pin, Pins, policy_hash, read_pins, verify, write_pins
+from retroformer.stages import STAGES
 from retroformer.storage import hash_directory, read_json, replacing, write_json
 from retroformer.tracking import mlflow_view, record
 
@@ -39,8 +40,6 @@ COPIED = (
     "decision",
 )
 """Of data/. Data Docs are left out: they are the same facts again, and data/validated of the commit has them."""
-# curate is not asked: its input, the history, changes when a closing is repeated.
-CHECKED_STAGES = ("collect", "validate", "train", "evaluate", "decide")
 
 
 def close(root: Path = Path("."), *, commit: bool = False) -> dict[str, Any]:
@@ -93,9 +92,15 @@ def check(root: Path, pins: Pins, verdict: dict[str, Any]) -> None:
             "run `dvc repro` first"
         )
     verify(pins.champion, root)
-    changed = json.loads(dvc(root, "status", "--json", *CHECKED_STAGES))
+    changed = [name for name, changes in json.loads(dvc(root, "status", "--json", *STAGES)).items() if matters(changes)]
     if changed:
         raise DataError(f"{', '.join(changed)}: something changed since the verdict was reached; run `dvc repro` first")
+
+
+def matters(changes: list[Any]) -> bool:
+    """Whether DVC reports another change than that of the history, which a closing that was killed has made."""
+    history = record.HISTORY.as_posix()
+    return any(isinstance(one, str) or any(set(paths) - {history} for paths in one.values()) for one in changes)
 
 
 def append(root: Path, closed: dict[str, Any]) -> None:

@@ -153,13 +153,13 @@ def log_policy(root: Path) -> str:
 def log_dataset(root: Path, facts: dict[str, Any]) -> None:
     """Log what was trained on as the run's input: its digest, and the hash by which DVC brings it back."""
     import mlflow
-    import mlflow.data
+    from mlflow.data.pandas_dataset import from_pandas
 
     path = root / "data/batches/episodes.parquet"
     frame = read_table(path, EPISODES).select(["trajectory_id", "task", "outcome", "total_reward"]).to_pandas()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a path is a local path
-        data = mlflow.data.from_pandas(frame, source=str(path), name="batches", digest=facts["dataset_hash"][:32])
+        data = from_pandas(frame, source=str(path), name="batches", digest=facts["dataset_hash"][:32])
     mlflow.log_input(data, context="training", tags={"dvc_md5": dvc_md5(root, "data/batches")})
 
 

@@ -85,7 +85,8 @@ def find(evaluation: dict[str, Any], *, policy: str, mission: str, task: str | N
 def levels_of(root: Path, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """For all levels together (task None) and each one: success, interval and n of behaviour, champion, challenger."""
     behaviour = behaviour_of(root, evaluation["confidence"])
-    played = {line["task"] for line in evaluation["summary"] if line["range"] == "gate"} - {None}
+    played = {line["task"] for line in evaluation["summary"] if line["range"] == "gate"}
+    names = sorted(name for name in played | behaviour.keys() if name is not None)
     return [
         {
             "task": task,
@@ -93,7 +94,7 @@ def levels_of(root: Path, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
             "champion": find(evaluation, policy="champion", mission="true", task=task),
             "challenger": find(evaluation, policy="challenger", mission="true", task=task),
         }
-        for task in (None, *sorted(played | (behaviour.keys() - {None})))
+        for task in (None, *names)
     ]
 
 
@@ -130,9 +131,9 @@ def read_records(root: Path, closed_rounds: int) -> list[dict[str, Any]]:
 def write_rounds(path: Path, records: list[dict[str, Any]]) -> None:
     """Write data/rounds.csv anew; what was not measured is left empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
     for record in records:
-        seconds = record["seconds"]
-        writer.writerow({**record, "seconds": round(sum(seconds.values()), 1) if seconds else None})
+        row = {**record, "seconds": round(sum(record["seconds"].values()), 1) if record["seconds"] else None}
+        writer.writerow([row[name] for name in COLUMNS])
     write_text(path, text.getvalue())

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import mlflow
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 from pydantic import BaseModel
 
 
@@ -22,7 +23,7 @@ class Situation(BaseModel):
     admissible_actions: list[str]
 
 
-class ServedPolicy(mlflow.pyfunc.PythonModel):
+class ServedPolicy(PythonModel):
     """Chooses the likeliest admissible action: ``predict([situation, ...])``.
 
     Gives for each situation the action and the probability of every admissible one, in their order.
@@ -59,4 +60,4 @@ class ServedPolicy(mlflow.pyfunc.PythonModel):
         return {"action": asked[int(scores.argmax())], "probabilities": dict(zip(asked, probabilities, strict=True))}
 
 
-mlflow.models.set_model(ServedPolicy())
+set_model(ServedPolicy())
