@@ -148,6 +148,8 @@ def load_config(path: Path = Path("params.yaml"), overrides: dict[str, Any] | No
         target = values
         for section in sections:
             target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{path}: {key} is not a parameter; {section} is not a section")
         target[last] = value
     try:
         return Config.model_validate(values)

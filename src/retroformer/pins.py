@@ -29,6 +29,7 @@ class Pin:
 
     @property
     def scripted(self) -> bool:
+        """Whether it is an agent without a checkpoint."""
         return self.policy.startswith(SCRIPTED)
 
     @property

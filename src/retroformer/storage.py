@@ -111,15 +111,17 @@ def replacing(directory: Path) -> Iterator[Path]:
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    old = temporary.with_name(temporary.name + ".old")
     try:
         temporary.chmod(0o755)
         yield temporary
-        old = temporary.with_name(temporary.name + ".old")
         if directory.exists():
             os.rename(directory, old)
         os.rename(temporary, directory)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not directory.exists():
+            os.rename(old, directory)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
@@ -252,7 +254,7 @@ def resume_folder(stage: str, inputs: Iterable[Path], values: Iterable[Any], roo
     """Where a killed stage finds what it had done: ``.resume/STAGE-KEY``, outside of its outputs.
 
     KEY is a hash of the inputs' contents, the values (parameters, as they print) and this package's source, so that
-    nothing is ever resumed that would now come out differently.
+    nothing is ever resumed that would now come out differently. Raises DataError where an input is missing.
     """
     digest = hashlib.sha256(repr([repr(value) for value in values]).encode())
     for path in (*map(Path, inputs), Path(__file__).parent):
@@ -260,8 +262,10 @@ def resume_folder(stage: str, inputs: Iterable[Path], values: Iterable[Any], roo
             for file in sorted(path.rglob("*")):
                 if file.is_file() and "__pycache__" not in file.parts:
                     digest.update(f"{file.relative_to(path).as_posix()}\x00".encode() + file.read_bytes())
-        else:
+        elif path.is_file():
             digest.update(path.read_bytes())
+        else:
+            raise DataError(f"{path} does not exist")
     return Path(root) / ".resume" / f"{stage}-{digest.hexdigest()[:16]}"
 
 

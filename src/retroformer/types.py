@@ -63,6 +63,7 @@ class Task:
 
     @property
     def id(self) -> str:
+        """``package:task#seed``."""
         return f"{self.environment}:{self.name}#{self.seed}"
 
 
@@ -103,6 +104,7 @@ class Trajectory:
 
     @property
     def rewards(self) -> tuple[float, ...]:
+        """The reward of each step."""
         return tuple(step.reward for step in self.steps)
 
     @property

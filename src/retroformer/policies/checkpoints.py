@@ -6,7 +6,6 @@ embedding of ``red_ball@f2r0`` begins as the sum of its parts, and attention beg
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -24,10 +24,13 @@ from retroformer.config import PolicyConfig
 from retroformer.errors import PolicyError
 from retroformer.policies.language_model import SETTINGS, LanguageModelPolicy
 from retroformer.policies.layout import Layout
-from retroformer.storage import hash_directory
+from retroformer.policies.tree import Window
+from retroformer.storage import hash_directory, read_json
 
 transformers_logging.disable_progress_bar()
 SPECIAL = ("<pad>", "<unk>")
+TREE_TOLERANCE = 1e-3
+"""Nats. Above what rounding explains in fp32, below what a wrong mask gives."""
 CONTEXT = 1024
 """Window of a built model, in tokens; the longest default episode takes about 300."""
 
@@ -105,22 +108,60 @@ def load(source: str | Path, *, layout: Layout | None = None) -> LanguageModelPo
     own = directory / SETTINGS
     options: dict[str, Any] = {}
     if own.is_file():
-        settings = json.loads(own.read_text())
-        layout = Layout(**settings["layout"])
-        options["length_normalised"] = settings["length_normalised"]
+        settings = read_json(own)
+        try:
+            layout = Layout(**settings["layout"])
+            options["length_normalised"] = settings["length_normalised"]
+        except (KeyError, TypeError) as error:
+            raise PolicyError(f"{own} does not hold a layout and length_normalised: {error}") from None
     elif layout is None:
         layout = Layout.sentences()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise PolicyError(f"cannot load a language model from {source}: {str(error).splitlines()[0]}") from None
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    known = len(model.get_input_embeddings().weight)
+    if len(tokenizer) > known:
         raise PolicyError(
-            f"{source}: the tokenizer has {len(tokenizer)} tokens, "
-            f"the model {model.get_input_embeddings().weight.shape[0]}; they do not belong together"
+            f"{source}: the tokenizer has {len(tokenizer)} tokens, the model {known}; they do not belong together"
         )
     version = hash_directory(directory)[:16] if directory.is_dir() else str(source)
-    return LanguageModelPolicy(model, tokenizer, layout, version=version, **options)
+    policy = LanguageModelPolicy(model, tokenizer, layout, version=version, **options)
+    difference = tree_error(policy, known)
+    if not difference < TREE_TOLERANCE:
+        raise PolicyError(
+            f"{source}: scores of whole trajectories differ from those of plain forwards by {difference:.2g} nats, "
+            f"more than {TREE_TOLERANCE:g}; the model ignores the attention mask, so it cannot be used"
+        )
+    return policy
+
+
+@torch.no_grad()
+def tree_error(policy: LanguageModelPolicy, vocabulary: int) -> float:
+    """Largest difference, in nats, between the tree's scores of two random trajectories and plain scoring.
+
+    A model that does not heed a mask over branches would be scored wrongly without a word.
+    """
+    generator = torch.Generator().manual_seed(0)
+    windows = []
+    for length in (2, 3):
+        prefix = torch.randint(vocabulary, (length,), generator=generator).tolist()
+        a, b, c = torch.randperm(vocabulary, generator=generator)[:3].tolist()
+        actions = ((a, b, c), (a, c), (b,))
+        tokens = [*prefix, *actions[0], *prefix, *actions[1]]
+        roots = [length - 1, 2 * length + 2]
+        windows.append(Window(len(windows), 0, tokens, roots, [actions, actions], [0, 1]))
+    scores_bta = policy.score(policy.collate(windows)).cpu()
+    worst = 0.0
+    for window, scores_ta in zip(windows, scores_bta, strict=True):
+        for root, actions, scores_a in zip(window.roots, window.actions, scores_ta, strict=True):
+            plain = []
+            for action in actions:
+                sequence = torch.tensor([[*window.tokens[: root + 1], *action]], device=policy.model.device)
+                logprobs = policy.model(input_ids=sequence).logits[0, root:-1].float().log_softmax(-1)
+                plain.append(logprobs[range(len(action)), action].sum().cpu())
+            worst = max(worst, float((torch.stack(plain).log_softmax(0) - scores_a).abs().max().nan_to_num(torch.inf)))
+    return worst

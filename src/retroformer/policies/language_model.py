@@ -65,7 +65,8 @@ class LanguageModelPolicy:
         self, hidden_nd: torch.Tensor, batch: TreeBatch, temperature: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         """log pi(a | h), [B, T, A] in nats, from the hidden states of `hidden`."""
-        logits = self.model.get_output_embeddings()(hidden_nd).float()
+        logits = self.model.get_output_embeddings()(hidden_nd)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return action_logprobs(logits, batch, temperature, self.length_normalised)
 
     def score(self, batch: TreeBatch, temperature: float | torch.Tensor = 1.0) -> torch.Tensor:
@@ -79,6 +80,8 @@ class LanguageModelPolicy:
     def save(self, directory: Path) -> None:
         """Write an ordinary Hugging Face checkpoint (config, tokenizer, safetensors) and the layout beside it."""
         self.model.save_pretrained(directory, safe_serialization=True)
+        for trace in ("is_local", "local_files_only"):  # of how it was loaded, which is no part of the policy
+            self.tokenizer.init_kwargs.pop(trace, None)
         self.tokenizer.save_pretrained(directory)
         settings = {"layout": asdict(self.layout), "length_normalised": self.length_normalised}
         (Path(directory) / SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
@@ -163,7 +166,7 @@ class LanguageModelAgent:
         return np.exp(log_pi), log_pi
 
     def _forward(self, new: list[list[int]], nodes: list[list[tuple[int, int, int]]]) -> list[np.ndarray]:
-        """Next-token log-probabilities after each slot's prefix and after each of its branch nodes, [1 + nodes, V] a slot."""
+        """Next-token log-probabilities after each slot's prefix and each of its branch nodes, [1 + nodes, V] a slot."""
         width = max(len(a) + len(b) for a, b in zip(new, nodes, strict=True))
         slots = self.cache.slots
         span = self.cache.begin(width)

@@ -32,18 +32,22 @@ class Layout:
     """Return (sum of rewards) asked for when acting with a policy that was trained conditioned on it."""
 
     @classmethod
-    def sentences(cls, **options: bool | float) -> Layout:
+    def sentences(cls, *, condition_on_return: bool = False) -> Layout:
         """The layout for a pretrained model."""
         return cls(
-            task="Task: {task}\n", observation="Observation: {observation}\nAction:", action=" {action}\n", **options
-        )  # type: ignore[arg-type]
+            task="Task: {task}\n",
+            observation="Observation: {observation}\nAction:",
+            action=" {action}\n",
+            condition_on_return=condition_on_return,
+        )
 
     def opening(self, description: str, total_return: float | None = None) -> str:
         """The text before the first observation. `total_return`: the return achieved, or None for the target."""
         if not self.condition_on_return:
             return self.task.format(task=description)
         reached = self.target_return if total_return is None else total_return
-        return f"return {reached:.1f} " + self.task.format(task=description)
+        # Adding 0 turns -0.0, which is no word of a built vocabulary, into 0.0.
+        return f"return {round(reached, 1) + 0.0:.1f} " + self.task.format(task=description)
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -97,9 +98,11 @@ def windows(trajectory: Trajectory, index: int, layout: Layout, encode: Encode, 
                 window.tokens = before
                 done.append(window)
                 window = Window(index, t)
+            if step.action not in step.admissible_actions:
+                raise PolicyError(f"the action {step.action!r} is not among the admissible ones")
             chosen = step.admissible_actions.index(step.action)
             grow(actions)
-        except (PolicyError, ValueError) as error:
+        except PolicyError as error:
             raise PolicyError(f"trajectory {trajectory.id}, step {t}: {error}") from None
         window.roots.append(len(transcript.tokens) - 1)
         window.actions.append(actions)
@@ -132,13 +135,15 @@ class TreeBatch:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """B, T, A."""
         b, t, a = self.action_mask_bta.shape
         return b, t, a
 
     def to(self, device: torch.device) -> TreeBatch:
         """The same on another device."""
-        moved = {name: getattr(self, name) for name in self.__slots__}
-        return TreeBatch(**{name: value if value is None else value.to(device) for name, value in moved.items()})
+        held = {name: getattr(self, name) for name in self.__slots__}
+        moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in held.items()}
+        return TreeBatch(**moved)
 
 
 def collate(batch: Sequence[Window], pad: int) -> TreeBatch:
@@ -173,7 +178,8 @@ def collate(batch: Sequence[Window], pad: int) -> TreeBatch:
     length = max(trunk + len(nodes) for trunk, nodes in zip(fed, extra, strict=True))
     tokens = torch.full((b, length), pad, dtype=torch.long)
     branched = any(extra)
-    positions = torch.arange(length).repeat(b, 1) if branched else None
+    # Branches make a row longer than the window; what pads the others must still have a position that exists.
+    positions = torch.arange(length).clamp(max=max(fed) - 1).repeat(b, 1) if branched else None
     visible = torch.ones(length, length, dtype=torch.bool).tril().repeat(b, 1, 1) if branched else None
     chosen_bt = torch.zeros(b, t, dtype=torch.long)
     action_mask = torch.zeros(b, t, a, dtype=torch.bool)
@@ -191,12 +197,11 @@ def collate(batch: Sequence[Window], pad: int) -> TreeBatch:
         roots_bt[i, :steps] = torch.tensor(window.roots)
         chosen_bt[i, :steps] = torch.tensor(window.chosen)
         if positions is not None and visible is not None:
-            for offset, (token, position, parent) in enumerate(nodes):
-                place = trunk + offset
-                tokens[i, place] = token
-                positions[i, place] = position
-                visible[i, place] = visible[i, parent]
-                visible[i, place, place] = True
+            for at, (token, position, parent) in enumerate(nodes, start=trunk):
+                tokens[i, at] = token
+                positions[i, at] = position
+                visible[i, at] = visible[i, parent]
+                visible[i, at, at] = True
         for j, (step, place) in enumerate(zip(tree, places, strict=True)):
             count = len(window.actions[j])
             action_mask[i, j, :count] = True
@@ -237,8 +242,7 @@ def action_logprobs(
     """log pi(a | h) of every admissible action, [B, T, A] in nats; -inf where there is no action.
 
     pi is the softmax over the admissible actions of their log-likelihoods divided by `temperature` (a number, or
-    [B, 1, 1]), each the sum
-    of its tokens' log-probabilities (their mean with `length_normalised`).
+    [B, 1, 1]), each the sum of its tokens' log-probabilities (their mean with `length_normalised`).
     """
     b, t, a = batch.shape
     token_logprobs = logits_nv.log_softmax(-1)[batch.entry_place, batch.entry_token]

@@ -7,6 +7,7 @@ as ``error`` with the message, a limit of the collector ends it as ``truncated``
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,7 @@ class Partial:
     probabilities: list[tuple[float, ...]] = field(default_factory=list)
 
     def finish(self, agent: Agent, stop: StopReason, outcome: Outcome, error: str | None = None) -> Played:
+        """The record of what was played."""
         package, _, task_name = self.episode.name.partition(":")
         split, seed = self.episode.split, self.episode.seed
         task = Task(package, self.family, task_name, self.description, seed, split)
@@ -178,9 +180,10 @@ def _advance(partial: Partial, choice: Choice, conditions: Conditions) -> tuple[
     assert partial.environment is not None
     try:
         observation, reward, terminated, truncated, info = partial.environment.step(choice.action)
-        partial.steps.append(
-            Step(partial.observation, choice.action, float(reward), partial.admissible, None, choice.logprob)
-        )
+        reward = float(reward)
+        if not math.isfinite(reward):
+            raise ValueError(f"the reward must be finite, got {reward}")
+        partial.steps.append(Step(partial.observation, choice.action, reward, partial.admissible, None, choice.logprob))
         if conditions.keep_probabilities:
             partial.probabilities.append(choice.probabilities)
         if terminated or truncated:

@@ -24,7 +24,7 @@ class Player:
 
 
 @lru_cache(maxsize=8)
-def _agent(player: Player, slots: int):
+def _agent(player: Player, slots: int, _folder: tuple[int, int] | None):
     if not player.policy.startswith("scripted:"):
         import torch
 
@@ -33,7 +33,9 @@ def _agent(player: Player, slots: int):
 
 
 def _play_shard(player: Player, shard: Sequence[Episode], conditions: Conditions) -> list[Played]:
-    agent = _agent(player, conditions.environments)
+    # A worker outlives a call: a checkpoint that was replaced meanwhile is another folder under the same name.
+    folder = os.stat(player.policy) if os.path.isdir(player.policy) else None
+    agent = _agent(player, conditions.environments, folder and (folder.st_ino, folder.st_mtime_ns))
     played = list(play(agent, shard, conditions))
     order = {episode: place for place, episode in enumerate(shard)}
     return sorted(played, key=lambda one: order[one.episode])
@@ -60,4 +62,5 @@ def play_all(
     with Parallel(n_jobs=count, return_as="generator", inner_max_num_threads=1, backend="loky") as pool:
         results = pool(delayed(_play_shard)(player, shard, conditions) for player, shard in shards)
         for (player, _), played in zip(shards, results, strict=True):
+            assert played is not None  # for the type checker: joblib's stubs allow it
             yield player, played

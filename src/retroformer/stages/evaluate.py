@@ -22,7 +22,18 @@ from retroformer.rollouts.workers import Player, play_all
 from retroformer.storage import replacing, write_json
 from retroformer.types import Outcome
 
-COLUMNS = ("policy", "range", "mission", "decoding", "family", "task", "seed", "success", "outcome", "steps")
+COLUMNS: tuple[str, ...] = (
+    "policy",
+    "range",
+    "mission",
+    "decoding",
+    "family",
+    "task",
+    "seed",
+    "success",
+    "outcome",
+    "steps",
+)
 SAMPLES = 8
 """Whole trajectories kept for people to read, with the probability of every action."""
 Row = dict[str, Any]
@@ -66,6 +77,7 @@ def evaluate(
     pins = read_pins(champion)
     root = champion.parent.parent
     pin = verify(pins.champion, root)
+    challenger_version = policy_hash(str(challenger))[:16]
     players = {
         "champion": Player(pin.policy if pin.scripted else str(root / pin.policy), collect.temperature),
         "challenger": Player(str(challenger), collect.temperature),
@@ -85,7 +97,12 @@ def evaluate(
         Part("challenger", greedy, "final", "true", tasks.train, 0, config.final),
     ]
     if tasks.held_out:
-        for name, mission in (("challenger", "true"), ("challenger", "shuffled"), ("champion", "true")):
+        ways: tuple[tuple[str, Mission], ...] = (
+            ("challenger", "true"),
+            ("challenger", "shuffled"),
+            ("champion", "true"),
+        )
+        for name, mission in ways:
             around.append(Part(name, players[name], "transfer", mission, tasks.held_out, 0, config.transfer))
     most = 2 * looks[-1] + sum(part.count for part in around)
     with progress("evaluate", most, "episodes") as shown:
@@ -104,7 +121,7 @@ def evaluate(
         "round": pins.round,
         "confidence": config.confidence,
         "champion": pin.version,
-        "challenger": policy_hash(str(challenger))[:16],
+        "challenger": challenger_version,
         "looks": history,
         "summary": summarise(rows, config.confidence),
         "errors": sum(row["success"] is None for row in rows),
@@ -114,7 +131,8 @@ def evaluate(
         with (folder / "episodes.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
-            writer.writerows({**row, "success": "" if row["success"] is None else int(row["success"])} for row in rows)
+            for row in rows:
+                writer.writerow(row | {"success": "" if row["success"] is None else int(row["success"])})
         write_json(folder / "evaluation.json", report)
         (folder / "samples").mkdir()
         write_json(folder / "samples" / "trajectories.json", samples)
@@ -126,7 +144,7 @@ def play_parts(
 ) -> list[Row]:
     """Play the parts, spread over the workers; a row per episode, in the order of the parts."""
     work: list[tuple[Player, list[Episode]]] = []
-    owner: dict[tuple[Player, Episode], Part] = {}
+    owners: list[Part] = []
     for part in parts:
         numbers = seeds(part.range, run_seed=run_seed, round_number=round_number, count=part.count, offset=part.first)
         names = part.names
@@ -135,10 +153,11 @@ def play_parts(
             for place, number in enumerate(numbers)
         ]
         work.append((part.player, plan))
-        owner |= {(part.player, episode): part for episode in plan}
-    rows = []
-    for player, played in play_all(work, conditions, workers):
-        rows += [row_of(owner[player, one.episode], one) for one in played]
+        owners += [part] * len(plan)
+    rows: list[Row] = []
+    for _, played in play_all(work, conditions, workers):
+        # They come in the order of the work.
+        rows += [row_of(part, one) for part, one in zip(owners[len(rows) :], played, strict=False)]
         shown.advance(len(played))
     return rows
 
@@ -210,8 +229,7 @@ def read_samples(
     ]
     few = replace(conditions, keep_probabilities=True)
     samples = []
-    # A worker plays these too, so that this process needs no model.
-    for _, played in play_all([(player, plan)], few, 2):
+    for _, played in play_all([(player, plan)], few, 1):
         for one in played:
             steps = [
                 {

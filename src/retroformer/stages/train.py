@@ -58,7 +58,7 @@ def train(
     if start is not None:
         model = load(root / start.policy)
     elif policy.model:
-        model = load(policy.model)
+        model = load(policy.model, layout=Layout.sentences(condition_on_return=config.condition_on_return))
     else:
         layout = Layout(condition_on_return=config.condition_on_return)
         model = build(policy, words_of(trajectories), seed=seed, layout=layout)

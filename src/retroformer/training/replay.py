@@ -72,7 +72,8 @@ class Replay:
             first = self.trajectories[int(missing.int().argmax())]
             raise DataError(
                 f"the objective {objective} needs behaviour log-probabilities, which {int(missing.sum())} of "
-                f"{len(self.trajectories)} trajectories lack (first: {first.id}); use asymmetric or imitation_of_successes"
+                f"{len(self.trajectories)} trajectories lack (first: {first.id}); "
+                "use asymmetric or imitation_of_successes"
             )
 
     def tokens(self, id: str) -> int:

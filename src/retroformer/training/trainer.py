@@ -61,7 +61,7 @@ class Trainer:
         self.learning_rate, self.value_head = learning_rate, value_head
         if config.objective in NEEDS_BEHAVIOUR:
             replay.require_behaviour(config.objective)
-        tiers = int(catalogue["tier"].max())
+        tiers = int(catalogue["tier"].to_numpy().max())
         self.pacing = Pacing(tiers=tiers, admitted=1 if config.curriculum else tiers)
         drawable = catalogue[(catalogue["split"] == "train") & (catalogue["probability"] > 0)]
         newest = drawable[drawable["round"] == drawable["round"].max()]
@@ -98,11 +98,12 @@ class Trainer:
             advance(self.done, "resumed")
         point, save = max(1, total // POINTS), max(1, total // SAVES)
         choices = {round(total * (k + 1) / self.config.checkpoints) for k in range(self.config.checkpoints)}
-        self.policy.model.train()
+        # Without dropout: with it every forward would be another policy than the one that acts.
+        self.policy.model.eval()
         while self.done < total and self.stopped is None:
             self.update()
             self.done += 1
-            if self.done % point == 0 or self.done == total:
+            if self.done % point == 0 or self.done in choices:
                 self._record()
             if self.done in choices and self.stopped is None:
                 self._consider()
@@ -214,7 +215,6 @@ class Trainer:
         The surrogate advantage over the behaviour (`weights.surrogate_advantage`) where the logs have its
         probabilities, else the mean log-likelihood of successful actions. One measure for all objectives.
         """
-        self.policy.model.eval()
         ids = sorted(self.kept_aside, key=lambda id: (self.replay.tokens(id), id))
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in ("logprobs", "behaviour", "advantages", "good")}
         size = 4 * self.config.batch
@@ -227,7 +227,6 @@ class Trainer:
             parts["behaviour"].append(batch.behaviour_logprobs_bt[mask])
             parts["advantages"].append(advantages(batch.returns_bt, batch.task_baselines_bt, mask)[mask])
             parts["good"].append(batch.success_b[:, None].expand_as(mask)[mask])
-        self.policy.model.train()
         logprobs, behaviour, advantage, good = (torch.cat(part)[None] for part in parts.values())
         known = ~behaviour.isnan()
         if bool(known.any()):
@@ -248,6 +247,7 @@ class Trainer:
             "curve": self.curve,
             "checkpoints": self.checkpoints,
             "best": self.best,
+            "stopped": self.stopped,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -257,7 +257,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.sampler.restore(state["sampler"])
         self.pacing = Pacing(**state["pacing"])
-        for name in ("done", "queue", "recent", "curve", "checkpoints", "best"):
+        for name in ("done", "queue", "recent", "curve", "checkpoints", "best", "stopped"):
             setattr(self, name, state[name])
 
 

@@ -1,0 +1,136 @@
+import math
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from retroformer.config import PolicyConfig
+from retroformer.errors import DataError, PolicyError
+from retroformer.policies.checkpoints import build, load, tree_error
+from retroformer.policies.layout import Layout
+from retroformer.storage import hash_directory
+from tiny import FAMILIES, tiny_policy, told
+
+CONFIG = PolicyConfig(model="", width=16, layers=1, heads=2)
+WORDS = ("go", "left", "turn_left", "red_ball", "red", "ball", "f2r0", "red_ball@f2r0", "w0", "w1")
+SEEN = told([("red_ball@f2r0 go", ("left", "turn_left"), 0), ("unheard", ("left", "go"), 1)])
+
+
+def scores(policy):
+    with torch.no_grad():
+        return policy.score(policy.collate(policy.windows(SEEN)))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    policy = build(CONFIG, WORDS, seed=3, layout=Layout(condition_on_return=True))
+    policy.save(folder)
+    return policy, folder
+
+
+def test_saving_and_loading_changes_neither_scores_nor_bytes(saved, tmp_path):
+    policy, folder = saved
+    loaded = load(folder)
+    torch.testing.assert_close(scores(loaded), scores(policy), rtol=0, atol=0)
+    assert loaded.layout == policy.layout
+    assert loaded.version == hash_directory(folder)[:16]
+    loaded.save(tmp_path)
+    assert hash_directory(tmp_path) == hash_directory(folder)
+
+
+def test_it_is_an_ordinary_checkpoint(saved):
+    policy, folder = saved
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokens = tokenizer("go left unheard", return_tensors="pt").input_ids
+    assert tokens.tolist() == [list(policy.encode("go left unheard"))]
+    assert tokens[0, 2] == tokenizer.unk_token_id
+    torch.testing.assert_close(model(tokens).logits, policy.model(tokens).logits)
+
+
+def test_the_same_seed_builds_the_same_policy_in_any_order_of_words():
+    first, again, other = (
+        build(CONFIG, words, seed=seed) for words, seed in ((WORDS, 3), (WORDS[::-1], 3), (WORDS, 4))
+    )
+    same = zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True)
+    assert all(torch.equal(*pair) for pair in same)
+    assert not torch.equal(first.model.lm_head.weight, other.model.lm_head.weight)
+
+
+def test_words_start_as_the_sum_of_their_parts():
+    policy = build(CONFIG, WORDS, seed=0)
+    table = policy.model.get_input_embeddings().weight
+
+    def vector(word):
+        (token,) = policy.encode(word)
+        return table[token]
+
+    torch.testing.assert_close(vector("red_ball"), (vector("red") + vector("ball")) / math.sqrt(2))
+    torch.testing.assert_close(vector("red_ball@f2r0"), (vector("red_ball") + vector("f2r0")) / math.sqrt(2))
+    layer = policy.model.model.layers[0].self_attn
+    assert torch.equal(layer.q_proj.weight, layer.k_proj.weight)
+
+
+def test_a_fresh_policy_is_nearly_uniform_over_what_is_admissible():
+    torch.testing.assert_close(scores(build(CONFIG, WORDS, seed=0)).exp(), torch.full((1, 2, 2), 0.5), atol=0.1, rtol=0)
+
+
+def test_the_return_to_reach_is_a_word_of_a_conditioned_policy(saved):
+    policy, _ = saved
+    for reached in (-1.0, -0.01, 0.0, 0.55, 1.0):
+        assert policy.tokenizer.unk_token_id not in policy.encode(policy.layout.opening("go", reached))
+
+
+@pytest.mark.parametrize(("width", "heads"), [(16, 3), (12, 4)])
+def test_a_width_that_the_heads_do_not_divide_is_refused(width, heads):
+    with pytest.raises(PolicyError, match=f"policy.width {width} must be an even multiple of policy.heads {heads}"):
+        build(PolicyConfig(model="", width=width, layers=1, heads=heads), WORDS, seed=0)
+
+
+def test_a_tokenizer_of_another_model_is_refused(saved, tmp_path):
+    _, folder = saved
+    shutil.copytree(folder, tmp_path / "mixed")
+    build(CONFIG, [*WORDS, "one", "more", *map(str, range(40))], seed=0).tokenizer.save_pretrained(tmp_path / "mixed")
+    with pytest.raises(PolicyError, match=r"mixed: the tokenizer has 54 tokens, the model 34; they do not belong"):
+        load(tmp_path / "mixed")
+
+
+def test_what_cannot_be_loaded_is_named(saved, tmp_path):
+    with pytest.raises(PolicyError, match=r"cannot load a language model from .*nowhere"):
+        load(tmp_path / "nowhere")
+    _, folder = saved
+    for name, content, error, message in (
+        ("config.json", "{", PolicyError, "cannot load a language model"),
+        ("model.safetensors", "cut", PolicyError, "cannot load a language model"),
+        ("retroformer.json", "{", DataError, "is not JSON"),
+        ("retroformer.json", '{"layout": {"tsk": ""}}', PolicyError, "does not hold a layout"),
+    ):
+        broken = tmp_path / f"broken-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(folder, broken)
+        (broken / name).write_text(content)
+        with pytest.raises(error, match=message):
+            load(broken)
+
+
+def test_a_foreign_model_is_told_in_sentences(tmp_path):
+    policy = tiny_policy("gpt2")
+    policy.model.save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    assert load(tmp_path).layout == Layout.sentences()
+    assert load(tmp_path, layout=Layout()).layout == Layout()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tree_is_checked_on_loading(family):
+    assert tree_error(tiny_policy(family), 14) < 1e-4
+
+
+def test_a_model_that_ignores_the_mask_is_refused(saved, monkeypatch):
+    monkeypatch.setattr(
+        "retroformer.policies.language_model.additive", lambda visible, dtype: torch.zeros(visible.shape)
+    )
+    _, folder = saved
+    with pytest.raises(PolicyError, match="differ from those of plain forwards by"):
+        load(folder)
