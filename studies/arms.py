@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Arm:
     plays: tuple[Play, ...] = (SAMPLED, GREEDY, *FOLLOWS, *TRANSFER)
     policy: str | None = None
     """A scripted agent that is only played."""
-    data: tuple[tuple[str, Any], ...] = field(default=())
+    data: tuple[tuple[str, Any], ...] = ()
     """Overrides that change the history too."""
 
 
@@ -87,13 +87,24 @@ def first_pins() -> dict[str, Any]:
     return {"closed_rounds": 0, "champion": {"policy": FIRST_AGENT, "hash": digest, "uri": ""}, "train_from": None}
 
 
+def key_of(arm: Arm) -> str:
+    """Names an arm by all that it depends on."""
+    return resume_folder("arm", [], [arm, configure((*arm.data, *arm.overrides), arm.seed)]).name
+
+
+def finished(arm: Arm) -> dict[str, Any] | None:
+    """The arm's result if it was run before."""
+    path = ROOT / f"{key_of(arm)}.json"
+    return read_json(path) if path.is_file() else None
+
+
 def run(arm: Arm) -> dict[str, Any]:
     """The arm's result: {play: {task: [solved, played]}, "train": train.json}; read where it is there already."""
+    done = finished(arm)
+    if done is not None:
+        return done
     config = configure((*arm.data, *arm.overrides), arm.seed)
-    key = resume_folder("arm", [], [arm, config]).name
-    path = ROOT / f"{key}.json"
-    if path.is_file():
-        return read_json(path)
+    key, path = key_of(arm), ROOT / f"{key_of(arm)}.json"
     result: dict[str, Any] = {"arm": arm.name, "seed": arm.seed}
     folder = ROOT / key
     if arm.policy is None:
@@ -133,6 +144,10 @@ def narrowed(batches: Path, folder: Path, config: Config) -> Path:
 def played(arm: Arm, challenger: Path, way: Play, config: Config) -> Successes:
     """Play the final range (or the held-out tasks) one way."""
     if way.target_return is not None:
+        # Another folder, or a worker that still holds the policy would not see the other target.
+        challenger = shutil.copytree(
+            challenger, challenger.with_name(f"target-{way.target_return:g}"), dirs_exist_ok=True
+        )
         settings = json.loads((challenger / "retroformer.json").read_text())
         settings["layout"]["target_return"] = way.target_return
         write_text(challenger / "retroformer.json", json.dumps(settings))
@@ -142,12 +157,7 @@ def played(arm: Arm, challenger: Path, way: Play, config: Config) -> Successes:
     numbers = seeds(split, run_seed=arm.seed, round_number=1, count=count)
     plan = [Episode(names[i % len(names)], number, split, way.mission) for i, number in enumerate(numbers)]  # type: ignore[arg-type]
     conditions = Conditions(arm.seed, config.tasks.text, config.tasks.actions, config.collect.environments)
-    # Read anew: a worker that kept the policy would not see another target.
-    player = Player(arm.policy or str(challenger), 1.0 + 0.0, way.greedy)
-    if way.target_return is not None:
-        from retroformer.rollouts import workers
-
-        workers._agent.cache_clear()
+    player = Player(arm.policy or str(challenger), greedy=way.greedy)
     found: Successes = {}
     for _, ended in play_all([(player, plan)], conditions, workers=1):
         for one in ended:
@@ -156,8 +166,3 @@ def played(arm: Arm, challenger: Path, way: Play, config: Config) -> Successes:
                 counts[0] += one.trajectory.outcome is Outcome.SUCCESS
                 counts[1] += 1
     return found
-
-
-def with_plays(arm: Arm, *plays: Play) -> Arm:
-    """The arm, played these ways only."""
-    return replace(arm, plays=plays)

@@ -65,14 +65,18 @@ def kl_from_behaviour(logprobs_bt: Tensor, behaviour_logprobs_bt: Tensor, mask_b
 
 def surrogate_advantage(
     logprobs_bt: Tensor, behaviour_logprobs_bt: Tensor, advantages_bt: Tensor, mask_bt: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """sum of (pi / mu) A over sum of pi / mu: how much better pi acts than mu in the states that mu visits.
 
     The local approximation of Kakade and Langford 2002 (Schulman et al. 2015, eq. 3), estimated on logs with
     self-normalised weights; in units of return. Unlike a likelihood it does not mind that a policy stops imitating the
-    behaviour's noise. The advantages' baseline must not come from pi. All [B, T] -> scalar.
+    behaviour's noise. The advantages' baseline must not come from pi. All [B, T] -> two scalars: the estimate, and its
+    standard error over trajectories by linearisation (Cochran 1977, section 6.4).
     """
     require(mask_bt.shape, advantages_bt=advantages_bt)
     ratios_bt = ratios(logprobs_bt, behaviour_logprobs_bt, mask_bt)
-    weighted = (ratios_bt * torch.where(mask_bt, advantages_bt, 0.0)).sum()
-    return weighted / ratios_bt.sum().clamp(min=torch.finfo(ratios_bt.dtype).tiny)
+    total = ratios_bt.sum().clamp(min=torch.finfo(ratios_bt.dtype).tiny)
+    advantages_bt = torch.where(mask_bt, advantages_bt, 0.0)
+    estimate = (ratios_bt * advantages_bt).sum() / total
+    residuals_b = (ratios_bt * (advantages_bt - estimate)).sum(1)
+    return estimate, residuals_b.square().sum().sqrt() / total

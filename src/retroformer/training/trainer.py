@@ -193,45 +193,51 @@ class Trainer:
             self.stopped = f"effective sample size is {row['ess']:.3f} at update {self.done}, limit {config.min_ess}"
 
     def _consider(self) -> None:
-        """Score this checkpoint on the logs kept aside and keep it if it is the best so far.
+        """Score this checkpoint on the logs kept aside; it stays unless an earlier one is better beyond doubt.
 
-        With none kept aside the last is the best.
+        Beyond doubt is more than one standard error of the best score (the rule of Breiman et al. 1984, here in
+        favour of the newest, as most differences between checkpoints are noise and training seldom harms).
         """
-        value = self.score() if self.kept_aside else float(self.done)
-        self.checkpoints.append({"update": self.done, "score": value})
+        value, error = self.score() if self.kept_aside else (0.0, 0.0)
+        self.checkpoints.append({"update": self.done, "score": value, "error": error})
         self.curve[-1]["score"] = value
-        if self.best is None or value > self.best["score"]:
+        top = max(self.checkpoints, key=lambda one: one["score"])
+        if self.best is None or value >= top["score"] - top["error"]:
             self.best = {
                 "update": self.done,
-                "score": value,
                 "model": {name: tensor.clone() for name, tensor in self.policy.model.state_dict().items()},
                 "value_head": {name: tensor.clone() for name, tensor in self.value_head.state_dict().items()},
             }
 
     @torch.no_grad()
-    def score(self) -> float:
-        """What the policy is worth on the trajectories of split ``checkpoint``; higher is better.
+    def score(self) -> tuple[float, float]:
+        """What the policy is worth on the trajectories of split ``checkpoint``, and the standard error of that.
 
         The surrogate advantage over the behaviour (`weights.surrogate_advantage`) where the logs have its
         probabilities, else the mean log-likelihood of successful actions. One measure for all objectives.
         """
+        self.policy.model.eval()
         ids = sorted(self.kept_aside, key=lambda id: (self.replay.tokens(id), id))
-        parts: dict[str, list[torch.Tensor]] = {name: [] for name in ("logprobs", "behaviour", "advantages", "good")}
-        size = 4 * self.config.batch
+        size, longest = 4 * self.config.batch, self.replay.mask.shape[1]
+        parts: list[list[torch.Tensor]] = [[], [], [], [], []]
         for some in (ids[at : at + size] for at in range(0, len(ids), size)):
             batch = self.replay.minibatch(some, [1.0] * len(some))
             mask = batch.tree.mask_bt
             logprobs_bta, _ = self.forward(batch)
-            logprobs_bt = logprobs_bta.gather(-1, batch.tree.chosen_bt[..., None])[..., 0]
-            parts["logprobs"].append(logprobs_bt[mask])
-            parts["behaviour"].append(batch.behaviour_logprobs_bt[mask])
-            parts["advantages"].append(advantages(batch.returns_bt, batch.task_baselines_bt, mask)[mask])
-            parts["good"].append(batch.success_b[:, None].expand_as(mask)[mask])
-        logprobs, behaviour, advantage, good = (torch.cat(part)[None] for part in parts.values())
-        known = ~behaviour.isnan()
+            logprobs_bt = logprobs_bta.gather(-1, batch.tree.chosen_bt[..., None])[..., 0].masked_fill(~mask, 0.0)
+            known = mask & ~batch.behaviour_logprobs_bt.isnan()
+            good = mask & batch.success_b[:, None]
+            advantages_bt = advantages(batch.returns_bt, batch.task_baselines_bt, mask)
+            behaviour_bt = torch.where(known, batch.behaviour_logprobs_bt, 0.0)
+            for part, tensor in zip(parts, (logprobs_bt, behaviour_bt, advantages_bt, known, good), strict=True):
+                part.append(torch.nn.functional.pad(tensor, (0, longest - tensor.shape[1])))
+        self.policy.model.train()
+        logprobs_bt, behaviour_bt, advantages_bt, known, good = (torch.cat(part) for part in parts)
         if bool(known.any()):
-            return float(weights.surrogate_advantage(logprobs, behaviour.nan_to_num(), advantage, known))
-        return float(logprobs[good].mean()) if bool(good.any()) else float(logprobs.mean())
+            estimate, error = weights.surrogate_advantage(logprobs_bt, behaviour_bt, advantages_bt, known)
+            return float(estimate), float(error)
+        likelihood = logprobs_bt[good]
+        return float(likelihood.mean()), float(likelihood.std() / max(len(likelihood), 1) ** 0.5)
 
     def state(self) -> dict[str, Any]:
         """All that the next update depends on: tensors, numbers, texts."""

@@ -1,0 +1,362 @@
+"""Which studies there are, and the page, table and figure that each one leaves in docs/studies/."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from retroformer.config import load_config
+from retroformer.storage import write_text
+from studies.arms import FIRST_AGENT, FOLLOWS, GREEDY, SAMPLED, TRANSFER, Arm, Play
+
+DOCS = Path("docs/studies")
+STRICT = ("P5N2", "P6N3", "P6N4", "D6N4", "P7N3", "P8N5")
+UPDATES_A_PASS = 248
+"""3,960 trajectories in batches of 16."""
+PASSES = (1, 2, 4, 8)
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, the arms that answer it, and how the answer is shown."""
+
+    question: str
+    seeds: int
+    arms: Callable[[int], list[Arm]]
+    answer: Callable[[Sequence[Result]], tuple[str, Callable[[Any], None] | None]]
+
+
+def rates(result: Result, play: str, family: str) -> float | None:
+    """Mean success over a family's tasks."""
+    found = [k / n for task, (k, n) in result.get(play, {}).items() if (task in STRICT) == (family == "strict")]
+    return sum(found) / len(found) if found else None
+
+
+def over_seeds(values: Iterable[float | None]) -> str:
+    """Mean and 95% Student interval over seeds: ``.72 ± .03``; a single seed has no interval."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    if len(known) == 1:
+        return f"{known[0]:.3f}"
+    return f"{np.mean(known):.3f} ± {half_width(known):.3f}"
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95% Student interval of a mean over seeds."""
+    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results of each arm, in the order of the seeds."""
+    found: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda result: result["seed"]):
+        found.setdefault(result["arm"], []).append(result)
+    return found
+
+
+def comparison(results: Sequence[Result], plays: Sequence[str], labels: dict[str, str]) -> str:
+    """A row for each arm: success of each way of playing, by family, over seeds."""
+    found = by_arm(results)
+    header = ["", "seeds", *(f"{family}, {play}" for family in ("strict", "babyai") for play in plays)]
+    rows = []
+    for arm, label in labels.items():
+        own = found.get(arm, [])
+        cells = [
+            over_seeds(rates(one, play, family) for one in own) for family in ("strict", "babyai") for play in plays
+        ]
+        rows.append([label, str(len(own)), *cells])
+    return table(header, rows)
+
+
+def differences(results: Sequence[Result], one: str, other: str, plays: Sequence[str]) -> str:
+    """Paired by seed: `one` minus `other`."""
+    found = by_arm(results)
+    lines = []
+    for family in ("strict", "babyai"):
+        for play in plays:
+            right = {result["seed"]: rates(result, play, family) for result in found.get(other, [])}
+            pairs = [
+                (rates(result, play, family) or 0.0) - (right[result["seed"]] or 0.0)
+                for result in found.get(one, [])
+                if result["seed"] in right
+            ]
+            lines.append(f"- {family}, {play}: {over_seeds(pairs)} ({len(pairs)} seeds)")
+    return "\n".join(lines) + "\n"
+
+
+# S1: what the policy gradient adds to imitation.
+
+BASELINES = {
+    "behaviour": "the agent that made the logs",
+    "random": "random admissible",
+    "imitation": "imitation of everything",
+    "imitation_of_successes": "imitation of successes, early-stopped",
+    "reward_weighted": "reward-weighted imitation",
+    "topr": "TOPR with a learned value (the default)",
+}
+
+
+def baseline_arms(seeds: int) -> list[Arm]:
+    """The trained arms have equal data, updates and checkpoint choice; the curriculum is the objective's own business."""
+    arms = []
+    for seed in range(seeds):
+        plays = (SAMPLED, *FOLLOWS, *TRANSFER)
+        arms += [
+            Arm("behaviour", seed, plays=(SAMPLED,), policy=FIRST_AGENT),
+            Arm("random", seed, plays=(SAMPLED, TRANSFER[0]), policy="scripted:random"),
+            Arm("topr", seed, plays=(SAMPLED, GREEDY, *plays[1:])),
+        ]
+        for name in ("imitation", "imitation_of_successes", "reward_weighted"):
+            changed = (("train.objective", name), ("train.curriculum", False))
+            arms.append(Arm(name, seed, changed, (SAMPLED, GREEDY, *FOLLOWS)))
+    return arms
+
+
+def baseline_answer(results: Sequence[Result]) -> tuple[str, Callable[[Any], None]]:
+    """Table, and the paired differences that matter."""
+    text = comparison(results, ("sampled", "greedy", "shuffled", "other"), BASELINES)
+    text += "\nTOPR minus imitation of successes:\n\n"
+    text += differences(results, "topr", "imitation_of_successes", ("sampled", "greedy"))
+    text += "\nTOPR minus the behaviour:\n\n" + differences(results, "topr", "behaviour", ("sampled",))
+    text += "\nHeld-out tasks, never trained on:\n\n"
+    text += comparison(results, ("held out", "held out, shuffled"), {k: BASELINES[k] for k in ("random", "topr")})
+
+    def draw(axes: Any) -> None:
+        found = by_arm(results)
+        for offset, family in enumerate(("strict", "babyai")):
+            for row, arm in enumerate(BASELINES):
+                values = [v for v in (rates(one, "sampled", family) for one in found.get(arm, [])) if v is not None]
+                if values:
+                    error = half_width(values) if len(values) > 1 else 0.0
+                    place = row + 0.35 * offset
+                    axes.barh(
+                        place, np.mean(values), 0.33, xerr=error, color=f"C{offset}", label=family if not row else None
+                    )
+        axes.set_yticks([row + 0.17 for row in range(len(BASELINES))], list(BASELINES.values()))
+        axes.set_xlabel("success, sampled, on seeds that no gate uses")
+        axes.invert_yaxis()
+        axes.legend()
+
+    return text, draw
+
+
+# S4: how often history can be used.
+
+
+def replay_arms(seeds: int) -> list[Arm]:
+    """Three objectives after 1, 2, 4 and 8 passes, each with its own learning-rate schedule; no curriculum."""
+    return [
+        Arm(
+            f"{objective}, {passes}",
+            seed,
+            (("train.objective", objective), ("train.updates", passes * UPDATES_A_PASS), ("train.curriculum", False)),
+            (SAMPLED,),
+        )
+        for seed in range(seeds)
+        for passes in PASSES
+        for objective in ("symmetric", "truncated", "topr")
+    ]
+
+
+def by_passes(results: Sequence[Result], names: Sequence[str]) -> tuple[str, Callable[[Any], None]]:
+    """Success over both families against passes, a line a name."""
+    found = by_arm(results)
+
+    def values(name: str, passes: int) -> list[float]:
+        own = found.get(f"{name}, {passes}", [])
+        pairs = [(rates(one, "sampled", "strict"), rates(one, "sampled", "babyai")) for one in own]
+        return [(a + b) / 2 for a, b in pairs if a is not None and b is not None]
+
+    rows = [[name, *(over_seeds(values(name, passes)) for passes in PASSES)] for name in names]
+    text = table(["", *(f"{passes} passes ({passes * UPDATES_A_PASS} updates)" for passes in PASSES)], rows)
+
+    def draw(axes: Any) -> None:
+        for name in names:
+            points = [(p, values(name, p)) for p in PASSES if values(name, p)]
+            errors = [half_width(v) if len(v) > 1 else 0.0 for _, v in points]
+            axes.errorbar(
+                [p for p, _ in points], [np.mean(v) for _, v in points], errors, marker="o", capsize=3, label=name
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(PASSES, [str(p) for p in PASSES])
+        axes.set_xlabel("passes over the same history")
+        axes.set_ylabel("success, sampled, both families")
+        axes.legend()
+
+    return text, draw
+
+
+def replay_answer(results: Sequence[Result]) -> tuple[str, Callable[[Any], None]]:
+    """Table and curve."""
+    return by_passes(results, ("symmetric", "truncated", "topr"))
+
+
+# S8: with and without the curriculum.
+
+
+def curriculum_arms(seeds: int) -> list[Arm]:
+    """The default objective with and without the curriculum, at the same budgets."""
+    arms = []
+    for seed in range(seeds):
+        for passes in PASSES:
+            updates = ("train.updates", passes * UPDATES_A_PASS)
+            arms.append(Arm(f"curriculum, {passes}", seed, (updates, ("train.curriculum", True)), (SAMPLED,)))
+            # Named as in the study of replay, which has the same arm.
+            uniform = (("train.objective", "topr"), updates, ("train.curriculum", False))
+            arms.append(Arm(f"topr, {passes}", seed, uniform, (SAMPLED,)))
+    return arms
+
+
+def curriculum_answer(results: Sequence[Result]) -> tuple[str, Callable[[Any], None]]:
+    """Success at each budget, and the updates that a level of success takes."""
+    renamed = [{**one, "arm": one["arm"].replace("topr", "uniform")} for one in results]
+    text, draw = by_passes(renamed, ("curriculum", "uniform"))
+    found = by_arm(renamed)
+    curves = {
+        name: [
+            float(
+                np.mean(
+                    [((rates(o, "sampled", "strict") or 0) + (rates(o, "sampled", "babyai") or 0)) / 2 for o in own]
+                )
+            )
+            for p in PASSES
+            if (own := found.get(f"{name}, {p}"))
+        ]
+        for name in ("curriculum", "uniform")
+    }
+    if all(len(curve) == len(PASSES) for curve in curves.values()):
+        budgets = [p * UPDATES_A_PASS for p in PASSES]
+        level = min(max(curve) for curve in curves.values())
+        rows = []
+        for share in (0.9, 0.95, 1.0):
+            target = share * level
+            rows.append([f"{target:.3f}", *(f"{reached(curve, budgets, target):.0f}" for curve in curves.values())])
+        text += "\nUpdates to a level of success (means over seeds, interpolated between budgets):\n\n"
+        text += table(["success", "curriculum", "uniform"], rows)
+    return text, draw
+
+
+def reached(curve: Sequence[float], budgets: Sequence[int], target: float) -> float:
+    """The budget at which a curve first reaches `target`, linear between points; NaN where it does not."""
+    if curve[0] >= target:
+        return budgets[0]
+    for (low, high), (before, after) in zip(
+        zip(curve, curve[1:], strict=False), zip(budgets, budgets[1:], strict=False), strict=True
+    ):
+        if high >= target:
+            return before + (after - before) * (target - low) / (high - low)
+    return float("nan")
+
+
+# S3: conditioning on the return.
+
+
+def return_arms(seeds: int) -> list[Arm]:
+    """Imitation conditioned on the return, asked for the highest and the lowest."""
+    changed = (("train.objective", "imitation"), ("train.condition_on_return", True), ("train.curriculum", False))
+    plays = (Play("high", target_return=1.0), Play("low", target_return=0.0))
+    return [Arm("conditioned", seed, changed, plays) for seed in range(seeds)]
+
+
+def return_answer(results: Sequence[Result]) -> tuple[str, None]:
+    """Success under a high minus under a low target."""
+    rows = []
+    for family in ("strict", "babyai"):
+        high, low = ([rates(one, play, family) or 0.0 for one in results] for play in ("high", "low"))
+        rows.append([family, over_seeds(high), over_seeds(low), over_seeds(np.subtract(high, low).tolist())])
+    header = ["", "success, told to reach return 1", "told to reach return 0", "difference"]
+    return table(header, rows) + f"\n{len(results)} seeds, paired.\n", None
+
+
+# S7: several families at once.
+
+FAMILY_TASKS = {
+    "strict": [name for name in load_config().tasks.train if name.partition(":")[2] in STRICT],
+    "babyai": [name for name in load_config().tasks.train if name.partition(":")[2] not in STRICT],
+}
+
+
+def transfer_arms(seeds: int) -> list[Arm]:
+    """One policy for both families against one for each, on equal updates."""
+    plays = (SAMPLED, *FOLLOWS, *TRANSFER)
+    arms = []
+    for seed in range(seeds):
+        arms.append(Arm("topr", seed, plays=(SAMPLED, GREEDY, *plays[1:])))
+        arms += [Arm(f"{name} alone", seed, (("tasks.train", tasks),), plays) for name, tasks in FAMILY_TASKS.items()]
+    return arms
+
+
+def transfer_answer(results: Sequence[Result]) -> tuple[str, None]:
+    """Joint and single training on trained and held-out tasks."""
+    labels = {"topr": "both families, one policy", "strict alone": "strict alone", "babyai alone": "babyai alone"}
+    return comparison(results, ("sampled", "shuffled", "held out", "held out, shuffled"), labels), None
+
+
+# Actions of several tokens.
+
+
+def words_arms(seeds: int) -> list[Arm]:
+    """One token an action against words (`turn left`, `pick up`)."""
+    arms = []
+    for seed in range(seeds):
+        arms.append(Arm("topr", seed))
+        arms.append(Arm("words", seed, data=(("tasks.actions", "words"),), plays=(SAMPLED, GREEDY, *FOLLOWS)))
+    return arms
+
+
+def words_answer(results: Sequence[Result]) -> tuple[str, None]:
+    """What several tokens cost."""
+    labels = {"topr": "one token an action", "words": "words (turn left, pick up)"}
+    text = comparison(results, ("sampled", "greedy", "other"), labels)
+    return text + "\nWords minus one token:\n\n" + differences(results, "words", "topr", ("sampled", "greedy")), None
+
+
+STUDIES = {
+    "baselines": Study(
+        "Does the policy learned from logs beat the agent that wrote them, and simple imitation (S1)?",
+        5,
+        baseline_arms,
+        baseline_answer,
+    ),
+    "replay": Study("How often can the same history be used (S4)?", 3, replay_arms, replay_answer),
+    "returns": Study("Does asking for a higher return change the behaviour (S3)?", 3, return_arms, return_answer),
+    "transfer": Study("Does one policy for all tasks cost or gain (S7)?", 3, transfer_arms, transfer_answer),
+    "curriculum": Study("Does the curriculum save updates (S8)?", 3, curriculum_arms, curriculum_answer),
+    "words": Study("What do actions of several tokens cost?", 3, words_arms, words_answer),
+}
+
+
+def write(name: str, study: Study, results: Sequence[Result]) -> None:
+    """docs/studies/NAME.md, and its figure where it has one."""
+    text, draw = study.answer(results)
+    config = load_config()
+    figure = ""
+    if draw is not None and results:
+        from matplotlib.figure import Figure
+
+        drawing = Figure(figsize=(8, 4), layout="constrained")
+        draw(drawing.subplots())
+        DOCS.mkdir(parents=True, exist_ok=True)
+        drawing.savefig(DOCS / f"{name}.png", dpi=110, metadata={"Software": None})
+        figure = f"\n![{study.question}]({name}.png)\n"
+    played = f"{config.evaluate.final} episodes (final range), {config.evaluate.transfer} on held-out tasks"
+    header = (
+        f"# {study.question}\n\nMade by `python -m studies {name}`. Offline, from {config.collect.episodes} episodes of "
+        f"`{FIRST_AGENT}`; each policy played {played}; success is the mean over a family's tasks, ± is the 95% Student "
+        "interval over seeds. Sampled decoding unless said.\n\n"
+    )
+    write_text(DOCS / f"{name}.md", header + text + figure)
