@@ -1,0 +1,69 @@
+import hashlib
+
+import pytest
+
+from retroformer.errors import DataError, PinMismatch
+from retroformer.pins import Pin, Pins, policy_hash, read_pins, verify, write_pins
+from retroformer.storage import hash_directory, write_json
+
+SCRIPTED = "scripted:babyai-bot?noise=0.7"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "data" / "policy"
+    folder.mkdir(parents=True)
+    (folder / "model.txt").write_text("weights")
+    return Pin("data/policy", hash_directory(folder))
+
+
+def test_pins_come_back_as_they_were_written(tmp_path, checkpoint):
+    scripted = Pin(SCRIPTED, policy_hash(SCRIPTED), "models:/retroformer/1")
+    for pins in (Pins(0, scripted, None), Pins(3, checkpoint, checkpoint)):
+        write_pins(tmp_path / "champion.json", pins)
+        assert read_pins(tmp_path / "champion.json") == pins
+    assert pins.round == 4
+
+
+def test_a_scripted_agent_is_its_name():
+    assert policy_hash(SCRIPTED) == hashlib.sha256(SCRIPTED.encode()).hexdigest()
+    pin = Pin(SCRIPTED, policy_hash(SCRIPTED))
+    assert (pin.scripted, pin.version) == (True, SCRIPTED)
+    assert verify(pin) is pin
+
+
+def test_a_checkpoint_is_its_content(tmp_path, checkpoint):
+    assert verify(checkpoint, tmp_path) is checkpoint
+    assert checkpoint.version == checkpoint.hash[:16]
+
+
+def test_an_edited_policy_is_refused_with_got_and_expected(tmp_path, checkpoint):
+    (tmp_path / "data/policy/model.txt").write_text("other weights")
+    found = hash_directory(tmp_path / "data/policy")[:16]
+    with pytest.raises(PinMismatch, match=f"data/policy has hash {found}, .* pins {checkpoint.hash[:16]}"):
+        verify(checkpoint, tmp_path)
+
+
+def test_an_edited_name_is_refused():
+    with pytest.raises(PinMismatch, match="noise=0"):
+        verify(Pin("scripted:babyai-bot?noise=0", policy_hash(SCRIPTED)))
+
+
+def test_a_missing_policy_says_how_to_get_it(tmp_path):
+    with pytest.raises(DataError, match=r"data/policy, .* does not exist; try `dvc pull`"):
+        verify(Pin("data/policy", "0" * 64), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        {"closed_rounds": 0, "champion": {"policy": SCRIPTED, "hash": "x"}},
+        {"closed_rounds": "a", "champion": {"policy": SCRIPTED, "hash": "x"}, "train_from": None},
+        {"closed_rounds": 0, "champion": {"policy": SCRIPTED, "hsh": "x"}, "train_from": None},
+    ],
+)
+def test_a_file_that_holds_no_pins_is_named(tmp_path, value):
+    write_json(tmp_path / "champion.json", value)
+    with pytest.raises(DataError, match=r"champion\.json is not a lockfile of pins \(closed_rounds, champion"):
+        read_pins(tmp_path / "champion.json")
