@@ -11,6 +11,7 @@ import math
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,7 +120,7 @@ def play(agent: Agent, episodes: Sequence[Episode], conditions: Conditions) -> I
                     _start(partial, instances[key])
                     buffer[slot] = partial
                 except Exception as error:
-                    instances.pop(key, None)
+                    _discard(instances, key)
                     free.append(slot)
                     yield partial.finish(agent, StopReason.EXCEPTION, Outcome.ERROR, _told(error))
             if not buffer:
@@ -143,7 +144,7 @@ def play(agent: Agent, episodes: Sequence[Episode], conditions: Conditions) -> I
                     continue
                 stop, outcome, error = ended
                 if outcome is Outcome.ERROR:
-                    instances.pop((slot, partial.episode.name), None)
+                    _discard(instances, (slot, partial.episode.name))
                 agent.release(slot)
                 del buffer[slot]
                 free.append(slot)
@@ -151,6 +152,14 @@ def play(agent: Agent, episodes: Sequence[Episode], conditions: Conditions) -> I
     finally:
         for environment in instances.values():
             environment.close()
+
+
+def _discard(instances: dict[tuple[int, str], TextEnvironment], key: tuple[int, str]) -> None:
+    """A broken environment is closed and not used again; what it says to that no longer matters."""
+    broken = instances.pop(key, None)
+    if broken is not None:
+        with suppress(Exception):
+            broken.close()
 
 
 def _chance(run_seed: int, episode: Episode) -> np.random.Generator:

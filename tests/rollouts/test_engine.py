@@ -1,0 +1,218 @@
+"""The engine against environments that do what a script says, and an agent that writes down what it is asked."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from retroformer.policies.agent import Choice
+from retroformer.rollouts import engine
+from retroformer.rollouts.engine import Conditions, Episode, play
+from retroformer.types import Outcome, StopReason
+
+
+class FakeEnvironment:
+    """Lasts as many steps as its name's number says, then ends in success; a word before it says what breaks."""
+
+    family = "fake"
+
+    def __init__(self, name, log):
+        self.kind, _, length = name.removeprefix("fake:").partition("-")
+        self.length, self.log = int(length or 2), log
+        log.append(("made", name))
+
+    def reset(self, *, seed, options=None):
+        self.t, self.seed = 0, seed
+        self.log.append(("reset", seed, (options or {})["mission"]))
+        if self.kind == "reset":
+            raise ConnectionError("no answer")
+        if self.kind == "number":
+            return 3, {"task": "go", "admissible_actions": ("a", "b")}
+        if self.kind == "untold":
+            return "o", {"admissible_actions": ("a",)}
+        return f"{seed}.0", {"task": f"go {seed}", "admissible_actions": () if self.kind == "nothing" else ("a", "b")}
+
+    def step(self, action):
+        self.t += 1
+        if self.kind == "step" and self.t == 2:
+            raise RuntimeError("fell over")
+        last = self.t == self.length
+        reward = {"nan": math.nan, "inf": math.inf, "word": "much"}.get(self.kind, float(last)) if self.t == 2 else 0.0
+        observation = None if self.kind == "none" and self.t == 2 else f"{self.seed}.{self.t}"
+        info = {"admissible_actions": ("a", "b")} if not last else {"success": self.kind != "lost"}
+        if self.kind == "stuck" and self.t == 2:
+            info = {}
+        return observation, reward, last and self.kind != "limit", last and self.kind == "limit", info
+
+    def close(self):
+        self.log.append(("closed", self.kind))
+
+
+class FakeAgent:
+    """Takes the first action below .5 and the second above; remembers every call."""
+
+    version, temperature = "fake:1", 0.7
+
+    def __init__(self):
+        self.calls, self.released = [], []
+
+    def act(self, decisions):
+        self.calls.append([(d.slot, d.observation, d.t) for d in decisions])
+        self.decisions = getattr(self, "decisions", []) + list(decisions)
+        return [Choice(d.admissible_actions[int(d.uniform >= 0.5)], math.log(0.5), (0.5, 0.5)) for d in decisions]
+
+    def release(self, slot):
+        self.released.append(slot)
+
+
+@pytest.fixture
+def log(monkeypatch):
+    log = []
+    monkeypatch.setattr(engine, "make", lambda name, text, actions: FakeEnvironment(name, log))
+    return log
+
+
+def run(names, environments=2, agent=None, **conditions):
+    agent = agent or FakeAgent()
+    episodes = [Episode(f"fake:{name}", seed, "train") for seed, name in enumerate(names)]
+    played = list(play(agent, episodes, Conditions(5, "compact", "token", environments, **conditions)))
+    return agent, played
+
+
+def test_each_advances_at_its_own_step_and_a_finished_one_is_replaced_at_once(log):
+    agent, played = run(["x-1", "x-3", "x-2", "x-1"])
+    assert agent.calls == [
+        [(0, "0.0", 0), (1, "1.0", 0)],
+        [(1, "1.1", 1), (0, "2.0", 0)],
+        [(1, "1.2", 2), (0, "2.1", 1)],
+        [(0, "3.0", 0)],
+    ]
+    assert [one.episode.seed for one in played] == [0, 1, 2, 3]
+    assert sorted(agent.released) == [0, 0, 0, 1]
+
+
+def test_what_happened_is_recorded(log):
+    _, (one,) = run(["x-2"], keep_probabilities=True)
+    trajectory = one.trajectory
+    assert [(s.observation, s.reward, s.admissible_actions) for s in trajectory.steps] == [
+        ("0.0", 0.0, ("a", "b")),
+        ("0.1", 1.0, ("a", "b")),
+    ]
+    assert {s.logprob for s in trajectory.steps} == {math.log(0.5)}
+    assert (trajectory.task.environment, trajectory.task.name, trajectory.task.family) == ("fake", "x-2", "fake")
+    assert (trajectory.task.description, trajectory.task.split, trajectory.task.seed) == ("go 0", "train", 0)
+    assert (trajectory.policy, trajectory.temperature, trajectory.source) == ("fake:1", 0.7, "rollout")
+    assert one.probabilities == ((0.5, 0.5), (0.5, 0.5))
+    assert trajectory.error is None
+
+
+def test_how_an_episode_ended(log):
+    _, played = run(["x-2", "lost-2", "limit-2"], environments=3)
+    assert [(one.trajectory.stop_reason, one.trajectory.outcome) for one in played] == [
+        (StopReason.TERMINATED, Outcome.SUCCESS),
+        (StopReason.TERMINATED, Outcome.FAILURE),
+        (StopReason.STEP_LIMIT, Outcome.SUCCESS),
+    ]
+
+
+def test_the_tasks_own_step_limit_is_a_failure(log, monkeypatch):
+    step = FakeEnvironment.step
+    monkeypatch.setattr(
+        FakeEnvironment, "step", lambda self, action: (*step(self, action)[:4], {"admissible_actions": ("a", "b")})
+    )
+    _, (one,) = run(["limit-2"])
+    assert (one.trajectory.stop_reason, one.trajectory.outcome) == (StopReason.STEP_LIMIT, Outcome.FAILURE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "message"),
+    [
+        ("reset", 0, "ConnectionError: no answer"),
+        ("number", 0, "TypeError: the observation must be a str, got int"),
+        ("untold", 0, "KeyError: 'task'"),
+        ("nothing", 0, r"ValueError: info['admissible_actions'] must hold at least one action"),
+        ("step", 1, "RuntimeError: fell over"),
+        ("none", 2, "TypeError: the observation must be a str, got NoneType"),
+        ("stuck", 2, r"ValueError: info['admissible_actions'] must hold at least one action"),
+        ("nan", 1, "ValueError: the reward must be finite, got nan"),
+        ("inf", 1, "ValueError: the reward must be finite, got inf"),
+        ("word", 1, "ValueError: could not convert string to float: 'much'"),
+    ],
+)
+def test_what_breaks_is_an_error_with_its_message_and_disturbs_nobody(log, kind, steps, message):
+    names = ["x-3", f"{kind}-4", "x-2", f"{kind}-4", "x-1"]
+    _, played = run(names, keep_probabilities=True)
+    by_seed = {one.episode.seed: one for one in played}
+    assert sorted(by_seed) == [0, 1, 2, 3, 4]
+    for seed, name in enumerate(names):
+        one = by_seed[seed]
+        broken = name.startswith(kind)
+        assert one.trajectory.outcome is (Outcome.ERROR if broken else Outcome.SUCCESS)
+        assert one.trajectory.stop_reason is (StopReason.EXCEPTION if broken else StopReason.TERMINATED)
+        assert one.trajectory.error == (message if broken else None)
+        assert len(one.trajectory.steps) == len(one.probabilities) == (steps if broken else int(name[2:]))
+    assert len({one.trajectory.id for one in played}) == 5
+
+
+def test_an_environment_that_broke_is_not_used_again_and_a_sound_one_is(log):
+    run(["x-1", "x-1", "step-4", "step-4"], environments=1)
+    assert [entry for entry in log if entry[0] == "made"] == [
+        ("made", "fake:x-1"),
+        ("made", "fake:step-4"),
+        ("made", "fake:step-4"),
+    ]
+    assert [entry for entry in log if entry[0] == "closed"] == [("closed", "step"), ("closed", "step"), ("closed", "x")]
+
+
+def test_environments_are_closed_where_the_reader_stops_early(log):
+    played = play(FakeAgent(), [Episode("fake:x-1", 0, "train")] * 3, Conditions(0, "compact", "token", 1))
+    next(played)
+    played.close()
+    assert ("closed", "x") in log
+
+
+def test_a_limit_of_time_is_truncated(log):
+    _, played = run(["x-3", "x-1"], max_seconds=1e-9)
+    assert [(one.trajectory.outcome, one.trajectory.stop_reason, len(one.trajectory.steps)) for one in played] == [
+        (Outcome.TRUNCATED, StopReason.TIME_LIMIT, 1),
+        (Outcome.SUCCESS, StopReason.TERMINATED, 1),
+    ]
+
+
+def chances(agent):
+    found = {}
+    for decision in agent.decisions:
+        found.setdefault(decision.description, []).append(decision.uniform)
+    return found
+
+
+def test_chance_depends_on_the_episode_alone(log):
+    names = ["x-3", "x-1", "x-4", "step-3"]
+    together, wide, narrow = (chances(run(names, environments=n)[0]) for n in (2, 4, 1))
+    assert together == wide == narrow
+    assert len({number for numbers in together.values() for number in numbers}) == 10
+    assert all(0 <= number < 1 for numbers in together.values() for number in numbers)
+    other_run = list(
+        play(agent := FakeAgent(), [Episode("fake:x-3", 0, "train")], Conditions(6, "compact", "token", 1))
+    )
+    assert other_run
+    assert chances(agent)["go 0"] != together["go 0"]
+
+
+def test_attempts_at_one_task_differ_and_missions_share_their_chance(log):
+    def numbers(**options):
+        agent = FakeAgent()
+        (one,) = play(agent, [Episode("fake:x-2", 0, "train", **options)], Conditions(5, "compact", "token", 1))
+        return one.trajectory.id, chances(agent)["go 0"]
+
+    first, second, swapped = numbers(), numbers(attempt=1), numbers(mission="shuffled")
+    assert first[1] != second[1]
+    assert first[1] == swapped[1]
+    assert len({first[0], second[0], swapped[0]}) == 3
+    assert ("reset", 0, "shuffled") in log
+
+
+def test_no_episodes_is_no_work(log):
+    agent, played = run([])
+    assert (agent.calls, played) == ([], [])
