@@ -14,6 +14,16 @@ from retroformer.types import Outcome, Step, StopReason, Task, Trajectory, traje
 HERE = Path(__file__).resolve().parents[1]
 OUTS = ("rollouts", "validated", "batches", "challenger", "training", "evaluation", "decision")
 TASKS = ("A", "B")
+FIRST_PINS = {
+    "closed_rounds": 0,
+    "champion": {
+        "policy": "scripted:babyai-bot?noise=0.7",
+        "hash": "f0992e50646880dd18552e3ce6f3d72d0dfc77878517367f760c963132d2c1a3",
+        "uri": "",
+    },
+    "train_from": None,
+}
+"""The lockfile before the first round."""
 
 
 def run(root: Path, *words: str) -> str:
@@ -36,10 +46,7 @@ def make_project(root: Path) -> Path:
         shutil.copy(HERE / name, root / name)
     (root / "data/history").mkdir(parents=True)
     shutil.copy(HERE / "data/history/README.md", root / "data/history")
-    policy = "scripted:babyai-bot?noise=0.7"
-    digest = "f0992e50646880dd18552e3ce6f3d72d0dfc77878517367f760c963132d2c1a3"
-    champion = {"policy": policy, "hash": digest, "uri": ""}
-    write_json(root / "data/champion.json", {"closed_rounds": 0, "champion": champion, "train_from": None})
+    write_json(root / "data/champion.json", FIRST_PINS)
     run(root, "git", "init", "--quiet", "--initial-branch=main")
     run(root, "git", "config", "user.name", "a test")
     run(root, "git", "config", "user.email", "test@example.org")
