@@ -41,6 +41,8 @@ POINTS = 100
 SAVES = 10
 """How often a run writes down where it is."""
 COLUMNS = ("loss", "policy_loss", "value_loss", "entropy", "kl", "ess", "clipped", "grad_norm", "agreement")
+OF_BEHAVIOUR = ("kl", "ess", "clipped")
+"""Empty where the log has no behaviour log-probabilities."""
 
 
 class Trainer:
@@ -150,7 +152,8 @@ class Trainer:
             agreement = torch.where(good, logprobs_bt, 0.0).sum() / good.sum().clamp(min=1)
             kl = weights.kl_from_behaviour(logprobs_bt, behaviour_bt, known)
             ess, clipped = weights.effective_sample_size(ratios_bt, known), weights.clipped_share(ratios_bt, known)
-            row = (loss, policy_loss, miss, spread, kl, ess, clipped, norm, agreement)
+            silent = torch.where(known.any(), 0.0, torch.nan)
+            row = (loss, policy_loss, miss, spread, kl + silent, ess + silent, clipped + silent, norm, agreement)
             self.recent.append(torch.stack([value.detach() for value in row]))
 
     def forward(self, batch: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,9 +176,12 @@ class Trainer:
 
     def _record(self) -> None:
         """One point of the curve: the means since the last; admit the next tier, or stop a bad update."""
-        means = torch.stack(self.recent).mean(0).tolist()
+        recent = torch.stack(self.recent)
         self.recent = []
-        row = dict(zip(COLUMNS, means, strict=True))
+        row: dict[str, Any] = dict(zip(COLUMNS, recent.mean(0).tolist(), strict=True))
+        finite = all(math.isfinite(value) for name, value in row.items() if name not in OF_BEHAVIOUR)
+        known = dict(zip(COLUMNS, recent.nanmean(0).tolist(), strict=True))
+        row |= {name: None if math.isnan(known[name]) else known[name] for name in OF_BEHAVIOUR}
         tiers = self.pacing.observe(self.done, row["agreement"])
         now = {"learning_rate": self.optimizer.param_groups[0]["lr"], "tiers": float(self.sampler.tiers_admitted)}
         self.curve.append({"update": self.done, **row, **now, "score": None})
@@ -183,13 +189,13 @@ class Trainer:
             self.sampler.admit(tiers)
             self.queue = []
         config = self.config
-        if not all(map(math.isfinite, means)):
+        if not finite:
             self.stopped = f"the loss or its gradient is not finite at update {self.done}"
-        elif row["kl"] > config.max_kl:
+        elif row["kl"] is not None and row["kl"] > config.max_kl:
             self.stopped = (
                 f"KL to the behaviour is {row['kl']:.2f} nats a step at update {self.done}, limit {config.max_kl}"
             )
-        elif row["ess"] < config.min_ess:
+        elif row["ess"] is not None and row["ess"] < config.min_ess:
             self.stopped = f"effective sample size is {row['ess']:.3f} at update {self.done}, limit {config.min_ess}"
 
     def _consider(self) -> None:
@@ -216,7 +222,6 @@ class Trainer:
         The surrogate advantage over the behaviour (`weights.surrogate_advantage`) where the logs have its
         probabilities, else the mean log-likelihood of successful actions. One measure for all objectives.
         """
-        self.policy.model.eval()
         ids = sorted(self.kept_aside, key=lambda id: (self.replay.tokens(id), id))
         size, longest = 4 * self.config.batch, self.replay.mask.shape[1]
         parts: list[list[torch.Tensor]] = [[], [], [], [], []]
@@ -231,13 +236,14 @@ class Trainer:
             behaviour_bt = torch.where(known, batch.behaviour_logprobs_bt, 0.0)
             for part, tensor in zip(parts, (logprobs_bt, behaviour_bt, advantages_bt, known, good), strict=True):
                 part.append(torch.nn.functional.pad(tensor, (0, longest - tensor.shape[1])))
-        self.policy.model.train()
         logprobs_bt, behaviour_bt, advantages_bt, known, good = (torch.cat(part) for part in parts)
         if bool(known.any()):
             estimate, error = weights.surrogate_advantage(logprobs_bt, behaviour_bt, advantages_bt, known)
             return float(estimate), float(error)
         likelihood = logprobs_bt[good]
-        return float(likelihood.mean()), float(likelihood.std() / max(len(likelihood), 1) ** 0.5)
+        if not len(likelihood):
+            return 0.0, 0.0  # nothing to measure by
+        return float(likelihood.mean()), float(likelihood.std(correction=0) / len(likelihood) ** 0.5)
 
     def state(self) -> dict[str, Any]:
         """All that the next update depends on: tensors, numbers, texts."""

@@ -1,0 +1,325 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from builders import ACTIONS, make_trajectory
+from retroformer.config import PolicyConfig, load_config
+from retroformer.errors import DataError, TrainingStopped
+from retroformer.policies.checkpoints import build
+from retroformer.training.replay import Replay
+from retroformer.training.trainer import Trainer, new_value_head, rate
+from retroformer.types import Outcome, Step
+from tiny import plain_scores
+
+DEFAULTS = load_config(Path(__file__).resolve().parents[2] / "params.yaml").train
+WORDS = ("go", "to", "x", "o0", "o1", "o2", *ACTIONS)
+
+
+def steps(*actions, reward=0.0, logprob=-1.1):
+    """The same observations each time, so that good and bad actions compete; the reward comes at the end."""
+    last = len(actions) - 1
+    return tuple(
+        Step(f"o{t}", action, reward * (t == last), ACTIONS, logprob=logprob) for t, action in enumerate(actions)
+    )
+
+
+WON = make_trajectory((0, 1.0), seed=0, steps=steps("left", "right", reward=1.0))
+LOST = make_trajectory((0, 0), seed=1, steps=steps("right", "left"), outcome=Outcome.FAILURE)
+ASIDE = [
+    make_trajectory((0, 1.0), seed=10, split="checkpoint", steps=steps("left", "right", reward=1.0)),
+    make_trajectory((0, 0), seed=11, split="checkpoint", steps=steps("left", "left"), outcome=Outcome.FAILURE),
+]
+MANY = [
+    *(
+        make_trajectory((0, 1.0), seed=seed, steps=steps("left", action, reward=1.0))
+        for seed, action in enumerate(ACTIONS)
+    ),
+    *(
+        make_trajectory((0, 0, 0), seed=seed, steps=steps("right", "left", "forward"), outcome=Outcome.FAILURE)
+        for seed in range(3, 6)
+    ),
+]
+
+
+def catalogue(trajectories):
+    """Successes in tier 1, failures in tier 2, all alike within the task."""
+    learned = [one for one in trajectories if one.task.split == "train" or one.task.split == "history"]
+    rows = [
+        {
+            "trajectory_id": one.id,
+            "round": 1,
+            "task": one.task.name,
+            "split": "checkpoint" if one.task.split == "checkpoint" else "train",
+            "tier": 1 if one.outcome is Outcome.SUCCESS else 2,
+            "probability": 1 / len(learned) if one in learned else 0.0,
+        }
+        for one in trajectories
+    ]
+    return pd.DataFrame(rows)
+
+
+def trainer(trajectories, seed=0, **options):
+    # All in one batch, no entropy and no value unless asked for.
+    plain = {
+        "curriculum": False,
+        "warmup": 0,
+        "entropy": 0.0,
+        "value": 0.0,
+        "baseline": "mean",
+        "updates": 1,
+        "checkpoints": 1,
+    }
+    config = DEFAULTS.model_copy(update={"batch": 8, **plain, **options})
+    policy = build(PolicyConfig(model="", width=8, layers=1, heads=2), WORDS, seed=1)
+    replay = Replay(policy, trajectories, config.discount, config.baseline)
+    made = Trainer(
+        policy, replay, catalogue(trajectories), config, seed=seed, learning_rate=0.01, value_head=new_value_head(8)
+    )
+    made.pacing.longest = 4
+    return made
+
+
+def silent(count, note):
+    """Progress that nobody watches."""
+
+
+def chosen_logprobs(policy, trajectory):
+    with torch.no_grad():
+        scores = policy.score(policy.collate(policy.windows(trajectory)))[0]
+    return torch.stack([scores[t, ACTIONS.index(step.action)] for t, step in enumerate(trajectory.steps)])
+
+
+@pytest.mark.parametrize("objective", ["topr", "truncated", "symmetric", "asymmetric"])
+def test_one_update_makes_what_was_good_more_probable_and_what_was_bad_less(objective):
+    one = trainer([WON, LOST], objective=objective)
+    before = [chosen_logprobs(one.policy, trajectory) for trajectory in (WON, LOST)]
+    one.update()
+    won, lost = (chosen_logprobs(one.policy, trajectory) for trajectory in (WON, LOST))
+    assert bool((won > before[0]).all())
+    assert bool((lost < before[1]).all())
+
+
+@pytest.mark.parametrize("objective", ["reward_weighted", "imitation_of_successes", "imitation"])
+def test_objectives_without_advantages_raise_what_they_copy(objective):
+    one = trainer([WON, LOST], objective=objective)
+    before = chosen_logprobs(one.policy, WON).sum()
+    for _ in range(3):
+        one.update()
+    assert chosen_logprobs(one.policy, WON).sum() > before
+
+
+def test_the_gradient_is_the_mean_over_the_steps_of_the_batch_by_hand(monkeypatch):
+    one = trainer(MANY, objective="reward_weighted", discount=0.5, batch=3, max_grad_norm=1e9)
+    drawn = [MANY[3].id, MANY[0].id, MANY[1].id]
+    one.queue = [drawn]
+    monkeypatch.setattr(one.optimizer, "step", lambda: None)
+    one.update()
+    got = [parameter.grad.clone() for parameter in one.policy.model.parameters()]
+    played = [one.replay.trajectories[one.replay.place[id]] for id in drawn]
+    total, count = torch.tensor(0.0), 0
+    for trajectory in played:
+        returns = (0.5, 1.0) if trajectory.outcome is Outcome.SUCCESS else (0.0, 0.0, 0.0)
+        for weight, step, row in zip(returns, trajectory.steps, plain_scores(one.policy, trajectory), strict=True):
+            total = total + weight * row[ACTIONS.index(step.action)]
+            count += 1
+    expected = torch.autograd.grad(-total / count, list(one.policy.model.parameters()))
+    assert count == 3 + 2 + 2
+    assert any(float(gradient.abs().max()) > 0 for gradient in expected)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_the_value_head_learns_the_return():
+    one = trainer([WON], objective="imitation", baseline="value", value=1.0, updates=60)
+    for _ in range(60):
+        one.update()
+    _, values = one.forward(one.replay.minibatch([WON.id], [1.0]))
+    assert values[0].tolist() == pytest.approx([0.95, 1.0], abs=0.2)
+
+
+def test_the_entropy_bonus_keeps_the_policy_wider():
+    narrow, wide = trainer([WON], objective="imitation"), trainer([WON], objective="imitation", entropy=1.0)
+    for one in (narrow, wide):
+        for _ in range(20):
+            one.update()
+    assert chosen_logprobs(wide.policy, WON).sum() < chosen_logprobs(narrow.policy, WON).sum()
+
+
+RUN = {
+    "updates": 20,
+    "checkpoints": 4,
+    "curriculum": True,
+    "batch": 2,
+    "baseline": "value",
+    "value": 0.5,
+    "entropy": 0.003,
+}
+
+
+def outcome_of(one):
+    weights = {**one.policy.model.state_dict(), **{f"v.{k}": v for k, v in one.value_head.state_dict().items()}}
+    return weights, one.curve, one.pacing.schedule, one.checkpoints, one.best["update"]
+
+
+def assert_same(first, second):
+    for name, tensor in first[0].items():
+        assert torch.equal(tensor, second[0][name]), name
+    assert first[1:] == second[1:]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    one = trainer([*MANY, *ASIDE], **RUN)
+    one.run(tmp_path_factory.mktemp("whole"), silent)
+    return outcome_of(one)
+
+
+def test_two_runs_alike_end_in_the_same_bits(whole, tmp_path):
+    again = trainer([*MANY, *ASIDE], **RUN)
+    again.run(tmp_path, silent)
+    assert_same(outcome_of(again), whole)
+    assert len(again.curve) == 20
+    assert [row["tiers_admitted"] for row in again.pacing.schedule] == sorted(
+        r["tiers_admitted"] for r in again.pacing.schedule
+    )
+    other = trainer([*MANY, *ASIDE], seed=1, **RUN)
+    other.run(tmp_path / "other", silent)
+    assert again.pacing.schedule[-1]["tiers_admitted"] == 2
+    assert other.curve != again.curve
+
+
+@pytest.mark.parametrize("at", [1, 3, 10, 19])
+def test_a_run_that_was_killed_and_resumed_ends_in_the_same_bits(whole, tmp_path, at):
+    def killed(count, note):
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+
+    left = at
+    with pytest.raises(KeyboardInterrupt):
+        trainer([*MANY, *ASIDE], **RUN).run(tmp_path, killed)
+    told = []
+    resumed = trainer([*MANY, *ASIDE], **RUN)
+    resumed.run(tmp_path, lambda count, note: told.append((count, note)))
+    assert_same(outcome_of(resumed), whole)
+    # A tenth of the updates is what a kill can cost.
+    kept = at // 2 * 2
+    assert told[0] == (kept, "resumed") if kept else told[0][0] == 1
+    assert sum(count for count, _ in told) == 20
+
+
+def scripted_scores(monkeypatch, values):
+    left = list(values)
+    monkeypatch.setattr(Trainer, "score", lambda self: (left.pop(0), 0.05))
+
+
+@pytest.mark.parametrize(
+    ("values", "chosen"),
+    [((0.1, 0.5, 0.2, 0.3), 10), ((0.1, 0.2, 0.3, 0.4), 20), ((0.5, 0.1, 0.1, 0.1), 5), ((0.1, 0.5, 0.46, 0.3), 15)],
+)
+def test_the_best_checkpoint_stays_the_newest_of_those_as_good(monkeypatch, tmp_path, values, chosen):
+    scripted_scores(monkeypatch, values)
+    one = trainer([*MANY, *ASIDE], **RUN)
+    seen = {}
+
+    def watch(count, note):
+        seen[one.done] = {name: tensor.clone() for name, tensor in one.policy.model.state_dict().items()}
+
+    one.run(tmp_path, watch)
+    assert one.best["update"] == chosen
+    assert [row["score"] for row in one.checkpoints] == list(values)
+    assert [(row["update"], row["score"]) for row in one.curve if row["score"] is not None] == list(
+        zip((5, 10, 15, 20), values, strict=True)
+    )
+    for name, tensor in one.policy.model.state_dict().items():
+        assert torch.equal(tensor, seen[chosen][name])
+
+
+def test_with_nothing_kept_aside_the_last_is_the_best(tmp_path):
+    one = trainer(MANY, **RUN)
+    one.run(tmp_path, silent)
+    assert one.best["update"] == 20
+
+
+def test_a_checkpoint_that_falls_between_two_points_of_the_curve_has_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("retroformer.training.trainer.POINTS", 2)
+    one = trainer([*MANY, *ASIDE], **{**RUN, "updates": 12})
+    one.run(tmp_path, silent)
+    assert [(row["update"], row["score"] is None) for row in one.curve] == [
+        (3, False),
+        (6, False),
+        (9, False),
+        (12, False),
+    ]
+
+
+def test_a_policy_that_moves_from_the_behaviour_at_once_is_stopped_before_its_first_checkpoint(tmp_path):
+    with pytest.raises(TrainingStopped, match=r"stopped at update 1 before its first checkpoint: KL .* limit 1e-09"):
+        trainer(MANY, **{**RUN, "max_kl": 1e-9}).run(tmp_path, silent)
+    with pytest.raises(TrainingStopped, match=r"effective sample size is 0\.\d+ at update 1, limit 1"):
+        trainer(MANY, **{**RUN, "min_ess": 1.0}).run(tmp_path, silent)
+
+
+def test_a_loss_that_is_no_number_stops(tmp_path):
+    one = trainer(MANY, **RUN)
+    with torch.no_grad():
+        one.value_head.bias.fill_(float("nan"))
+    with pytest.raises(TrainingStopped, match="not finite at update 1"):
+        one.run(tmp_path, silent)
+
+
+def test_a_stop_after_a_checkpoint_keeps_it_and_says_why_also_when_resumed(whole, tmp_path):
+    kl = [row["kl"] for row in whole[1]]
+    passed = next(update for update in range(6, 20) if kl[update] > max(kl[:update]))
+    limit = (kl[passed] + max(kl[:passed])) / 2
+    options = {**RUN, "max_kl": limit}
+    one = trainer([*MANY, *ASIDE], **options)
+    one.run(tmp_path / "whole", silent)
+    assert one.done == passed + 1
+    assert f"nats a step at update {passed + 1}, limit" in one.stopped
+    assert one.best["update"] % 5 == 0
+    # Killed after the stop was written down, it does not go on.
+    again = trainer([*MANY, *ASIDE], **options)
+    again.restore(one.state())
+    again.run(tmp_path / "again", silent)
+    assert (again.done, again.stopped) == (one.done, one.stopped)
+
+
+def test_logs_without_behaviour_log_probabilities_train_with_asymmetric_alone(tmp_path):
+    quiet = [replace(one, steps=tuple(replace(step, logprob=None) for step in one.steps)) for one in (*MANY, *ASIDE)]
+    with pytest.raises(DataError, match="use asymmetric or imitation_of_successes"):
+        trainer(quiet, objective="topr")
+    one = trainer(quiet, **{**RUN, "objective": "asymmetric"})
+    one.run(tmp_path, silent)
+    assert one.done == 20
+    assert {one.curve[-1][name] for name in ("kl", "ess", "clipped")} == {None}
+    unsolved = [one for one in quiet if one.task.split != "checkpoint" or one.outcome is Outcome.FAILURE]
+    one = trainer(unsolved, **{**RUN, "objective": "asymmetric"})
+    one.run(tmp_path / "unsolved", silent)
+    assert one.best["update"] == 20
+
+
+def test_dropout_is_off(tmp_path):
+    one = trainer([*MANY, *ASIDE], **RUN)
+    modes = []
+    one.run(tmp_path, lambda count, note: modes.append(one.policy.model.training))
+    assert not any(modes)
+
+
+def test_the_learning_rate_by_hand():
+    assert [rate(update, 100, 10) for update in (0, 4, 9, 10, 50)] == pytest.approx([0.1, 0.5, 1, 1, 1])
+    assert [rate(update, 100, 10) for update in (75, 100)] == pytest.approx([0.55, 0.1])
+    assert rate(0, 100, 0) == 1
+
+
+def test_the_failures_of_a_task_draw_it_more_often():
+    solved = [replace(one, id=f"s{n}", task=replace(one.task, name="P5N2")) for n, one in enumerate(MANY[:3])]
+    one = trainer([*MANY, *solved])
+    drawn = one.sampler.draw(4000)
+    share = sum(id.startswith("s") and len(id) == 2 for id in drawn) / 4000
+    # Half of P6N3 failed, none of P5N2: weights 0.65 and 0.15.
+    assert share == pytest.approx(0.15 / 0.8, abs=0.03)
