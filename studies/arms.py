@@ -76,8 +76,8 @@ def history(seed: int, overrides: tuple[tuple[str, Any], ...]) -> Path:
         write_json(folder / "data/champion.json", first_pins())
         one_worker = config.collect.model_copy(update={"workers": 1})
         collect(one_worker, config.tasks, seed, champion=folder / "data/champion.json", out=folder / "rollouts")
-        (folder / "none").mkdir(exist_ok=True)
-        curate(config.curate, validated=folder / "rollouts", history=folder / "none", out=folder / "batches")
+        pins = folder / "data/champion.json"
+        curate(config.curate, champion=pins, validated=folder / "rollouts", out=folder / "batches")
     return folder
 
 

@@ -4,6 +4,7 @@ from builders import make_error, make_trajectory
 from retroformer.config import CurateConfig
 from retroformer.curriculum.catalogue import read_catalogue
 from retroformer.errors import ConfigError, DataError
+from retroformer.pins import Pin, Pins, write_pins
 from retroformer.stages.curate import curate
 from retroformer.storage import hash_directory, read_json, read_trajectories, write_trajectories
 
@@ -17,8 +18,16 @@ def write(folder, trajectories):
     return folder
 
 
-def run(base, config=CONFIG):
-    return curate(config, validated=base / "validated", history=base / "history", out=base / "batches")
+def run(base, config=CONFIG, closed=0):
+    """Curate where `closed` rounds are closed."""
+    write_pins(base / "champion.json", Pins(closed, Pin("scripted:random", ""), None))
+    return curate(
+        config,
+        champion=base / "champion.json",
+        validated=base / "validated",
+        history=base / "history",
+        out=base / "batches",
+    )
 
 
 @pytest.fixture
@@ -93,7 +102,9 @@ def test_the_window_takes_the_newest_rounds_and_the_newest_of_an_id(tmp_path):
         write(tmp_path / "history" / f"round-{number:04d}" / "validated", played(10 * number))
     newer = make_trajectory((1.0,), seed=30)
     write(tmp_path / "validated", [*played(40), newer])
-    run(tmp_path)
+    # Left behind by a closing that was killed before the pins moved: round 4 is still open.
+    write(tmp_path / "history" / "round-0004" / "validated", played(90))
+    run(tmp_path, closed=3)
     rows = read_catalogue(tmp_path / "batches" / "catalogue.csv").set_index("trajectory_id")
     rounds = {make_trajectory(seed=seed).id: number for seed, number in ((20, 2), (21, 2), (30, 4), (31, 3))}
     assert {id: rows.loc[id, "round"] for id in rounds} == rounds
@@ -106,15 +117,14 @@ def test_the_window_takes_the_newest_rounds_and_the_newest_of_an_id(tmp_path):
 def test_a_window_of_one_leaves_history_alone(base):
     damaged = write(base / "history" / "round-0001" / "validated", [make_trajectory(seed=50)])
     (damaged / "steps.parquet").write_bytes(b"PAR1")
-    run(base, CONFIG.model_copy(update={"window": 1}))
+    run(base, CONFIG.model_copy(update={"window": 1}), closed=1)
     with pytest.raises(DataError, match=r"round-0001/validated/steps\.parquet is damaged"):
-        run(base)
+        run(base, closed=1)
 
 
 def test_a_round_that_was_not_pulled_is_named(base):
-    (base / "history" / "round-0001").mkdir(parents=True)
     with pytest.raises(DataError, match=r"round-0001/validated does not exist.*dvc pull"):
-        run(base)
+        run(base, closed=1)
 
 
 def test_nothing_to_learn_from_is_said_and_what_was_there_stays(base):

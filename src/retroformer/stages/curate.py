@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from retroformer.curriculum.catalogue import write_catalogue
 from retroformer.curriculum.quality import quality, tiers_of
 from retroformer.curriculum.sampling import probabilities
 from retroformer.errors import DataError
+from retroformer.pins import read_pins
 from retroformer.storage import read_trajectories, replacing, write_json, write_trajectories
 from retroformer.types import Trajectory
 
@@ -21,6 +21,7 @@ from retroformer.types import Trajectory
 def curate(
     config: CurateConfig,
     *,
+    champion: Path = Path("data/champion.json"),
     validated: Path = Path("data/validated"),
     history: Path = Path("data/history"),
     out: Path = Path("data/batches"),
@@ -34,9 +35,10 @@ def curate(
     Returns read, sampled and checkpoint, counts of trajectories. Raises DataError where a table is damaged, or
     nothing is left to learn from.
     """
-    closed = closed_rounds(history)
-    this_round = max(closed, default=0) + 1
-    sources = {this_round: validated} | {number: closed[number] for number in sorted(closed)[::-1][: config.window - 1]}
+    # The pins count the closed rounds: a closing that was killed may have left the folder of one that is still open.
+    this_round = read_pins(champion).round
+    past = range(this_round - 1, max(0, this_round - config.window), -1)
+    sources = {this_round: validated} | {number: history / f"round-{number:04d}" / "validated" for number in past}
     found: dict[str, tuple[int, Trajectory]] = {}
     read = 0
     for number, folder in sources.items():
@@ -78,13 +80,6 @@ def curate(
         }
         write_json(folder / "curate.json", report)
     return totals
-
-
-def closed_rounds(history: Path) -> dict[int, Path]:
-    """The validated trajectories of each closed round, by its number."""
-    folders = history.glob("round-*") if history.is_dir() else ()
-    numbered = {int(folder.name[6:]): folder for folder in folders if re.fullmatch(r"round-\d+", folder.name)}
-    return {number: folder / "validated" for number, folder in sorted(numbered.items())}
 
 
 def split_of(trajectory: Trajectory) -> str:
