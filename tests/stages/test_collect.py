@@ -1,0 +1,119 @@
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from builders import make_error, make_trajectory
+from retroformer.errors import DataError, EnvironmentFault, PinMismatch
+from retroformer.pins import read_pins, write_pins
+from retroformer.policies.scripted import load_scripted
+from retroformer.rollouts import engine
+from retroformer.stages.collect import describe, episodes_of
+from retroformer.storage import hash_directory, read_json, read_trajectories
+from retroformer.types import Outcome
+from tiny_round import BOT, pin, run_collect, tiny_config
+
+
+def test_what_was_played_is_recorded(made_batches):
+    played = read_trajectories(made_batches / "data/rollouts")
+    assert len(played) == 24
+    assert Counter(one.task.split for one in played) == {"history": 18, "checkpoint": 6}
+    assert Counter(one.task.name for one in played) == {"P5N2": 12, "GoToLocalS5N2": 12}
+    assert len({one.task.seed for one in played}) == 24
+    assert {one.policy for one in played} == {BOT}
+    assert all(step.logprob is not None and step.logprob <= 0 for one in played for step in one.steps)
+    assert all(one.learnable and one.steps for one in played)
+    report = read_json(made_batches / "data/rollouts/collect.json")
+    assert (report["round"], report["policy"], report["episodes"]) == (1, BOT, 24)
+    assert report["steps"] == sum(len(one.steps) for one in played)
+    for name, task in report["tasks"].items():
+        own = [one.outcome is Outcome.SUCCESS for one in played if one.task.name == name]
+        assert (task["success"], task["n"]) == (sum(own) / 12, 12)
+
+
+def test_the_same_inputs_give_the_same_bytes(batches):
+    before = hash_directory(batches / "data/rollouts")
+    run_collect(batches, tiny_config(collect__environments=3))
+    assert hash_directory(batches / "data/rollouts") == before
+    run_collect(batches, tiny_config(seed=1))
+    assert hash_directory(batches / "data/rollouts") != before
+
+
+def test_rounds_and_splits_have_seeds_of_their_own():
+    config = tiny_config()
+    plans = [episodes_of(config.collect, config.tasks, config.seed, number) for number in (1, 2)]
+    assert [Counter(one.split for one in plan) for plan in plans] == [
+        {"history": 18, "checkpoint": 6},
+        {"train": 18, "checkpoint": 6},
+    ]
+    assert len({one.seed for plan in plans for one in plan}) == 48
+
+
+def test_a_level_that_does_not_exist_names_the_nearest(tmp_path):
+    pin(tmp_path)
+    with pytest.raises(EnvironmentFault, match=r"babyai has no task 'P5N'; nearest: .*P5N2"):
+        run_collect(tmp_path, tiny_config(tasks__train=["babyai:P5N"]))
+    with pytest.raises(EnvironmentFault, match="no environment package 'babyia'; nearest: babyai"):
+        run_collect(tmp_path, tiny_config(tasks__train=["babyia:P5N2"]))
+    assert not (tmp_path / "data/rollouts").exists()
+
+
+def test_an_edited_or_missing_champion_is_refused_and_earlier_results_stay(batches):
+    before = hash_directory(batches / "data/rollouts")
+    path = batches / "data/champion.json"
+    pins = read_pins(path)
+    for champion, error, message in (
+        (replace(pins.champion, hash="0" * 64), PinMismatch, "pins 0000000000000000"),
+        (replace(pins.champion, policy="data/policy"), DataError, r"data/policy, .* does not exist; try `dvc pull`"),
+    ):
+        write_pins(path, replace(pins, champion=champion))
+        with pytest.raises(error, match=message):
+            run_collect(batches, tiny_config())
+    path.unlink()
+    with pytest.raises(DataError, match=r"champion\.json does not exist"):
+        run_collect(batches, tiny_config())
+    assert hash_directory(batches / "data/rollouts") == before
+
+
+def test_too_many_errors_stop_the_stage_and_leave_what_was(batches, monkeypatch):
+    before = hash_directory(batches / "data/rollouts")
+
+    def broken(name, text, actions):
+        raise ConnectionError("no answer")
+
+    monkeypatch.setattr(engine, "make", broken)
+    with pytest.raises(EnvironmentFault, match=r"24 of 24 episodes .* collect.max_errors = 0\.05 of 24 .* no answer"):
+        run_collect(batches, tiny_config())
+    assert hash_directory(batches / "data/rollouts") == before
+    run_collect(batches, tiny_config(collect__max_errors=1.0))
+    played = read_trajectories(batches / "data/rollouts")
+    assert [one.outcome for one in played] == [Outcome.ERROR] * 24
+    assert read_json(batches / "data/rollouts/collect.json")["success"] is None
+
+
+def test_success_counts_tasks_alike_and_only_what_ended():
+    played = [
+        *(make_trajectory((reward,), seed=n) for n, reward in enumerate((1.0, 1.0, 1.0, 0.0))),
+        make_trajectory((0.0,), name="P5N2"),
+        make_error(name="P5N2", seed=1),
+        make_error(name="P7N3"),
+    ]
+    report = describe(played, 3, "p")
+    assert report["success"] == (0.75 + 0.0) / 2
+    assert report["outcomes"] == {"error": 2, "failure": 2, "success": 3}
+    assert report["tasks"]["P5N2"] == {"episodes": 2, "family": "strict", "success": 0.0, "n": 1}
+    assert report["tasks"]["P7N3"]["success"] is None
+    with pytest.raises(DataError, match="no episode was played"):
+        describe([], 1, "p")
+
+
+def test_the_pinned_candidate_collects_where_asked(challenger):
+    (challenger / "data/challenger").rename(challenger / "data/policy")
+    pin(challenger, BOT, train_from="data/policy", closed=1)
+    run_collect(challenger, tiny_config(collect__policy="train_from", collect__episodes=4, collect__temperature=0.5))
+    played = read_trajectories(challenger / "data/rollouts")
+    assert {one.policy for one in played} == {hash_directory(challenger / "data/policy")[:16]}
+    assert {one.temperature for one in played} == {0.5}
+    assert {one.task.split for one in played} == {"train", "checkpoint"}
+    run_collect(challenger, tiny_config(collect__episodes=4))
+    assert {one.policy for one in read_trajectories(challenger / "data/rollouts")} == {load_scripted(BOT).version}

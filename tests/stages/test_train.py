@@ -1,0 +1,155 @@
+import csv
+import shutil
+
+import pytest
+import torch
+
+from retroformer.curriculum.catalogue import COLUMNS, read_catalogue, write_catalogue
+from retroformer.errors import ConfigError, DataError, PinMismatch, PolicyError, TrainingStopped
+from retroformer.pins import policy_hash
+from retroformer.policies.checkpoints import load
+from retroformer.policies.layout import Layout
+from retroformer.stages.train import words_of
+from retroformer.storage import hash_directory, read_json, read_trajectories, write_trajectories
+from retroformer.training.trainer import Trainer
+from tiny_round import BOT, pin, run_train, tiny_config
+
+
+def rows(path):
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_training_leaves(made_challenger):
+    data = made_challenger / "data"
+    report = read_json(data / "training/train.json")
+    assert report["updates"] == 12
+    assert report["start"] == "fresh"
+    assert (report["trajectories"], report["objective"], report["round"]) == (24, "topr", 1)
+    assert report["learning_rate"] == tiny_config().train.learning_rate
+    curve = rows(data / "training/curve.csv")
+    assert [int(row["update"]) for row in curve] == list(range(1, 13))
+    assert [row["update"] for row in curve if row["score"]] == ["6", "12"]
+    wanted = "loss policy_loss value_loss entropy kl ess clipped grad_norm agreement learning_rate tiers score"
+    assert list(curve[0]) == ["update", *wanted.split()]
+    schedule = rows(data / "training/schedule.csv")
+    assert list(schedule[0]) == ["update", "tiers_admitted", "signal"]
+    assert (data / "challenger/value_head.safetensors").is_file()
+    policy = load(data / "challenger")
+    assert report["parameters"] == sum(parameter.numel() for parameter in policy.model.parameters())
+    played = read_trajectories(data / "batches")
+    assert report["steps"] == sum(len(one.steps) for one in played)
+    assert report["tokens"] == sum(len(window.tokens) for one in played for window in policy.windows(one))
+    assert list((made_challenger / ".resume").iterdir()) == []
+
+
+def test_the_built_policy_knows_every_word_of_its_tasks(made_challenger):
+    policy = load(made_challenger / "data/challenger")
+    played = read_trajectories(made_challenger / "data/batches")
+    said = {word for one in played for step in one.steps for word in step.observation.split()}
+    assert said <= set(words_of(played))
+    unknown = policy.tokenizer.unk_token_id
+    assert not any(unknown in window.tokens for one in played for window in policy.windows(one))
+
+
+def test_the_same_inputs_give_the_same_bytes_also_over_a_kill(made_challenger, batches, monkeypatch):
+    update = Trainer.update
+
+    def killed(self):
+        if self.done == 7:
+            raise KeyboardInterrupt
+        update(self)
+
+    monkeypatch.setattr(Trainer, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_train(batches, tiny_config())
+    assert not (batches / "data/challenger").exists()
+    assert len(list((batches / ".resume").iterdir())) == 1
+    monkeypatch.setattr(Trainer, "update", update)
+    run_train(batches, tiny_config())
+    for name in ("challenger", "training"):
+        assert hash_directory(batches / "data" / name) == hash_directory(made_challenger / "data" / name)
+
+
+def test_training_goes_on_from_the_candidate_or_the_champion(challenger):
+    shutil.move(challenger / "data/challenger", challenger / "data/policy")
+    config = tiny_config(
+        train__updates=2, train__checkpoints=1, train__learning_rate=1e-9, train__later_learning_rate=1e-9
+    )
+    before = load(challenger / "data/policy")
+    for champion, train_from in ((BOT, "data/policy"), ("data/policy", None)):
+        pin(challenger, champion, train_from, closed=1)
+        run_train(challenger, config)
+        report = read_json(challenger / "data/training/train.json")
+        assert (report["start"], report["round"], report["learning_rate"]) == ("data/policy", 2, 1e-9)
+        after = load(challenger / "data/challenger")
+        for ours, theirs in zip(after.model.parameters(), before.model.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_a_model_of_ones_own_is_trained(challenger):
+    own = challenger / "own"
+    shutil.move(challenger / "data/challenger", own)
+    run_train(challenger, tiny_config(policy__model=str(own), train__updates=2, train__checkpoints=1))
+    assert read_json(challenger / "data/training/train.json")["start"] == str(own)
+    (own / "retroformer.json").unlink()
+    # A model that this project did not write is told in sentences, with the return where asked.
+    options = {"train__updates": 2, "train__checkpoints": 1, "train__condition_on_return": True}
+    run_train(challenger, tiny_config(policy__model=str(own), **options))
+    assert load(challenger / "data/challenger").layout == Layout.sentences(condition_on_return=True)
+
+
+def test_return_conditioning_is_kept_in_the_checkpoint(batches):
+    config = tiny_config(train__condition_on_return=True, train__updates=2, train__checkpoints=1)
+    run_train(batches, config)
+    policy = load(batches / "data/challenger")
+    played = read_trajectories(batches / "data/batches")
+    openings = {policy.tokenizer.decode(policy.windows(one)[0].tokens[:2]) for one in played}
+    assert openings == {f"return {round(one.total_reward, 1):.1f}" for one in played}
+    shutil.move(batches / "data/challenger", batches / "data/policy")
+    pin(batches, BOT, "data/policy", closed=1)
+    with pytest.raises(ConfigError, match=r"condition_on_return is False, .* made with True"):
+        run_train(batches, tiny_config())
+
+
+def test_an_empty_history_is_told(batches):
+    write_trajectories(batches / "data/batches", [])
+    with pytest.raises(DataError, match=r"batches holds no trajectory to learn from; see .*curate\.json"):
+        run_train(batches, tiny_config())
+
+
+def test_a_history_of_which_nothing_may_be_drawn_is_told(batches):
+    path = batches / "data/batches/catalogue.csv"
+    catalogue = read_catalogue(path)
+    catalogue["probability"] = 0.0
+    write_catalogue(path, catalogue[list(COLUMNS)])
+    with pytest.raises(DataError, match="no trajectory of split train with a positive probability"):
+        run_train(batches, tiny_config())
+    path.unlink()
+    with pytest.raises(DataError, match=r"catalogue\.csv does not exist; run curate"):
+        run_train(batches, tiny_config())
+    shutil.rmtree(batches / "data/batches")
+    with pytest.raises(DataError, match="batches does not exist"):
+        run_train(batches, tiny_config())
+
+
+def test_a_bad_update_leaves_the_earlier_challenger(challenger):
+    before = policy_hash("data/challenger", challenger)
+    with pytest.raises(TrainingStopped, match="before its first checkpoint: KL to the behaviour"):
+        run_train(challenger, tiny_config(train__max_kl=1e-9))
+    assert policy_hash("data/challenger", challenger) == before
+
+
+def test_an_edited_or_missing_candidate_is_refused(challenger):
+    shutil.move(challenger / "data/challenger", challenger / "data/policy")
+    pin(challenger, BOT, "data/policy", closed=1)
+    with (challenger / "data/policy/retroformer.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(PinMismatch, match="data/policy has hash"):
+        run_train(challenger, tiny_config())
+    shutil.rmtree(challenger / "data/policy")
+    with pytest.raises(DataError, match=r"data/policy, .* does not exist"):
+        run_train(challenger, tiny_config())
+    pin(challenger)
+    with pytest.raises(PolicyError, match="cannot load a language model from nowhere/at-all"):
+        run_train(challenger, tiny_config(policy__model="nowhere/at-all"))
