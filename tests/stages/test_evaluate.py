@@ -125,6 +125,13 @@ def test_a_challenger_that_is_the_champion_does_not_differ(challenger):
         assert look["lower"] < 0 < look["upper"]
 
 
+def test_the_same_inputs_give_the_same_episodes_however_many_advance_together(challenger):
+    before = read(challenger)
+    run_evaluate(challenger, tiny_config(collect__environments=3))
+    assert read(challenger) == before
+
+
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes_on_more_workers(challenger):
     before = hash_directory(challenger / "data/evaluation")
     run_evaluate(challenger, tiny_config(collect__workers=2))

@@ -151,5 +151,5 @@ def test_an_edited_or_missing_candidate_is_refused(challenger):
     with pytest.raises(DataError, match=r"data/policy, .* does not exist"):
         run_train(challenger, tiny_config())
     pin(challenger)
-    with pytest.raises(PolicyError, match="cannot load a language model from nowhere/at-all"):
-        run_train(challenger, tiny_config(policy__model="nowhere/at-all"))
+    with pytest.raises(PolicyError, match=r"cannot load a language model from .*nowhere"):
+        run_train(challenger, tiny_config(policy__model=str(challenger / "nowhere")))
