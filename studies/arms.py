@@ -16,7 +16,6 @@ from typing import Any
 
 from retroformer.config import Config, load_config
 from retroformer.environments.splits import seeds
-from retroformer.pins import read_pins
 from retroformer.rollouts.engine import Conditions, Episode
 from retroformer.rollouts.workers import Player, play_all
 from retroformer.stages.collect import collect
