@@ -117,8 +117,8 @@ def test_an_episode_does_not_see_its_neighbours():
         np.testing.assert_allclose(got.probabilities, expected.probabilities, atol=1e-6)
 
 
-def first_decision(uniform, actions=("w0", "w1 w2", "w1 w3")):
-    return Decision(0, 0, "w0 w1", "w5", actions, uniform)
+def first_decision(uniform, actions=("w0", "w1 w2", "w1 w3"), slot=0):
+    return Decision(slot, 0, "w0 w1", "w5", actions, uniform)
 
 
 def test_a_grid_of_uniform_numbers_gives_each_action_its_probability():
@@ -154,9 +154,15 @@ def test_an_unknown_word_is_read_as_one_and_does_not_crash():
         ("w5", ("w0", "w0 w1"), "begins with the tokens of another"),
     ],
 )
-def test_what_cannot_be_scored_is_told(observation, actions, message):
-    with pytest.raises(PolicyError, match=message):
-        tiny_policy("llama").agent(1).act([Decision(0, 0, "w0", observation, actions, 0.5)])
+def test_what_cannot_be_scored_is_told_and_the_others_are_not_touched(observation, actions, message):
+    policy = tiny_policy("llama")
+    bad, good = Decision(0, 0, "w0", observation, actions, 0.5), first_decision(0.5, slot=1)
+    refused, choice = policy.agent(2).act([bad, good])
+    assert isinstance(refused, PolicyError)
+    assert message in str(refused)
+    (alone,) = policy.agent(2).act([good])
+    assert choice.action == alone.action
+    assert choice.logprob == pytest.approx(alone.logprob, abs=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
@@ -164,8 +170,9 @@ def test_a_model_that_gives_no_number_is_told():
     policy = tiny_policy("llama")
     with torch.no_grad():
         policy.model.get_output_embeddings().weight.fill_(float("nan"))
-    with pytest.raises(PolicyError, match="no finite probabilities for 'w5', step 0"):
-        policy.agent(1).act([first_decision(0.5)])
+    (refused,) = policy.agent(1).act([first_decision(0.5)])
+    assert isinstance(refused, PolicyError)
+    assert "no finite probabilities for 'w5'" in str(refused)
 
 
 def test_length_normalisation_is_the_same_in_acting_and_training():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from retroformer.errors import PolicyError
 from retroformer.policies.agent import Choice
 from retroformer.rollouts import engine
 from retroformer.rollouts.engine import Conditions, Episode, play
@@ -153,6 +154,28 @@ def test_what_breaks_is_an_error_with_its_message_and_disturbs_nobody(log, kind,
         assert one.trajectory.error == (message if broken else None)
         assert len(one.trajectory.steps) == len(one.probabilities) == (steps if broken else int(name[2:]))
     assert len({one.trajectory.id for one in played}) == 5
+
+
+def test_a_policy_that_cannot_choose_ends_that_episode_alone(log):
+    class Refusing(FakeAgent):
+        def act(self, decisions):
+            choices = super().act(decisions)
+            return [
+                PolicyError("too long") if d.observation == "7.1" else c
+                for d, c in zip(decisions, choices, strict=True)
+            ]
+
+    episodes = [Episode("fake:good-3", seed, "train") for seed in (6, 7, 8)]
+    found = {
+        one.episode.seed: one.trajectory for one in play(Refusing(), episodes, Conditions(0, "compact", "token", 3))
+    }
+    assert {seed: one.outcome for seed, one in found.items()} == {
+        6: Outcome.SUCCESS,
+        7: Outcome.ERROR,
+        8: Outcome.SUCCESS,
+    }
+    assert found[7].error == "PolicyError: too long"
+    assert len(found[7].steps) == 1
 
 
 def test_an_environment_that_broke_is_not_used_again_and_a_sound_one_is(log):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from retroformer.errors import PolicyError
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -42,8 +44,11 @@ class Agent(Protocol):
     """Content hash of the policy, or its ``scripted:`` name."""
     temperature: float
 
-    def act(self, decisions: Sequence[Decision]) -> list[Choice]:
-        """Choose for all that wait. The chosen action is what the environment will be given."""
+    def act(self, decisions: Sequence[Decision]) -> Sequence[Choice | PolicyError]:
+        """Choose for all that wait, in their order. The chosen action is what the environment will be given.
+
+        A PolicyError in place of a choice ends that one episode as an error; the others are not touched.
+        """
         ...
 
     def release(self, slot: int) -> None:

@@ -113,36 +113,53 @@ class LanguageModelAgent:
         self.cache.release(slot)
 
     @torch.inference_mode()
-    def act(self, decisions: Sequence[Decision]) -> list[Choice]:  # noqa: D102
+    def act(self, decisions: Sequence[Decision]) -> list[Choice | PolicyError]:  # noqa: D102
         slots = self.cache.slots
         new: list[list[int]] = [[] for _ in range(slots)]
         nodes: list[list[tuple[int, int, int]]] = [[] for _ in range(slots)]
-        encode, layout = self.policy.encode, self.policy.layout
+        answers: dict[int, Choice | PolicyError] = {}
         plans: list[Plan] = []
         for decision in decisions:
-            actions = tuple(encode(layout.action.format(action=action)) for action in decision.admissible_actions)
-            tree = grow(actions)
-            if decision.t == 0:
-                self.release(decision.slot)
-                self.transcripts[decision.slot] = Transcript(layout, encode, decision.description, self.policy.limit)
+            try:
+                plan = self._plan(decision)
+            except PolicyError as error:
+                answers[decision.slot] = error
+                continue
             transcript = self.transcripts[decision.slot]
-            if transcript.observe(decision.observation, max(map(len, actions))):
-                self.cache.release(decision.slot)
             new[decision.slot] = transcript.tokens[transcript.fed :]
-            nodes[decision.slot] = tree.nodes
+            nodes[decision.slot] = plan[2].nodes
             transcript.fed = len(transcript.tokens)
-            plans.append((decision, actions, tree))
-        pi, log_pi = self._probabilities(self._forward(new, nodes), plans)
-        choices = []
-        for row, (decision, actions, _) in enumerate(plans):
-            count = len(actions)
-            # Inverse CDF over the actions in their order; the last one takes what rounding leaves.
-            below = int((pi[row, :count].cumsum() <= decision.uniform).sum())
-            index = int(pi[row, :count].argmax()) if self.greedy else min(below, count - 1)
-            self.transcripts[decision.slot].act(actions[index])
-            own = tuple(pi[row, :count].tolist())
-            choices.append(Choice(decision.admissible_actions[index], float(log_pi[row, index]), own))
-        return choices
+            plans.append(plan)
+        if plans:
+            pi, log_pi = self._probabilities(self._forward(new, nodes), plans)
+            for row, (decision, actions, _) in enumerate(plans):
+                answers[decision.slot] = self._choose(decision, actions, pi[row], log_pi[row])
+        return [answers[decision.slot] for decision in decisions]
+
+    def _plan(self, decision: Decision) -> Plan:
+        """The decision with its actions in tokens; its observation is part of the slot's transcript from now on."""
+        encode, layout = self.policy.encode, self.policy.layout
+        actions = tuple(encode(layout.action.format(action=action)) for action in decision.admissible_actions)
+        tree = grow(actions)
+        if decision.t == 0:
+            self.release(decision.slot)
+            self.transcripts[decision.slot] = Transcript(layout, encode, decision.description, self.policy.limit)
+        if self.transcripts[decision.slot].observe(decision.observation, max(map(len, actions))):
+            self.cache.release(decision.slot)
+        return decision, actions, tree
+
+    def _choose(
+        self, decision: Decision, actions: tuple[Tokens, ...], pi_a: np.ndarray, log_pi_a: np.ndarray
+    ) -> Choice | PolicyError:
+        """The action at `uniform` of the cumulative distribution, or the likeliest one."""
+        count = len(actions)
+        if np.isnan(log_pi_a).any():
+            return PolicyError(f"the model gives no finite probabilities for {decision.observation!r}")
+        # The last action takes what rounding leaves.
+        below = int((pi_a[:count].cumsum() <= decision.uniform).sum())
+        index = int(pi_a[:count].argmax()) if self.greedy else min(below, count - 1)
+        self.transcripts[decision.slot].act(actions[index])
+        return Choice(decision.admissible_actions[index], float(log_pi_a[index]), tuple(pi_a[:count].tolist()))
 
     def _probabilities(self, logprobs: list[np.ndarray], plans: list[Plan]) -> tuple[np.ndarray, np.ndarray]:
         """pi and log pi over the admissible actions of each decision, [D, A], 0 and -inf where there is none."""
@@ -157,12 +174,6 @@ class LanguageModelAgent:
         scores = likelihood / self.temperature
         scores -= scores.max(1, keepdims=True)
         log_pi = scores - np.log(np.exp(scores).sum(1, keepdims=True))
-        bad = np.isnan(log_pi).any(1)
-        if bad.any():
-            decision = plans[int(bad.argmax())][0]
-            raise PolicyError(
-                f"the model gives no finite probabilities for {decision.observation!r}, step {decision.t}"
-            )
         return np.exp(log_pi), log_pi
 
     def _forward(self, new: list[list[int]], nodes: list[list[tuple[int, int, int]]]) -> list[np.ndarray]:

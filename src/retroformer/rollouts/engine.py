@@ -19,6 +19,7 @@ import numpy as np
 
 from retroformer.environments import make
 from retroformer.environments.protocol import Mission, TextEnvironment
+from retroformer.errors import PolicyError
 from retroformer.policies.agent import Agent, Choice, Decision
 from retroformer.types import Outcome, Step, StopReason, Task, Trajectory, trajectory_id
 
@@ -187,6 +188,8 @@ def _observe(partial: Partial, observation: Any, info: dict[str, Any]) -> None:
 def _advance(partial: Partial, choice: Choice, conditions: Conditions) -> tuple[StopReason, Outcome, str | None] | None:
     """Do the chosen action; None where the episode goes on."""
     assert partial.environment is not None
+    if isinstance(choice, PolicyError):
+        return StopReason.EXCEPTION, Outcome.ERROR, _told(choice)
     try:
         observation, reward, terminated, truncated, info = partial.environment.step(choice.action)
         reward = float(reward)
