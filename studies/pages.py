@@ -343,23 +343,26 @@ STUDIES = {
 }
 
 
-def write(name: str, study: Study, results: Sequence[Result]) -> None:
-    """docs/studies/NAME.md, and its figure where it has one."""
-    text, draw = study.answer(results)
+def write_study(name: str, study: Study, results: Sequence[Result]) -> None:
+    """The page of a study of arms."""
     config = load_config()
+    played = f"{config.evaluate.final} episodes (final range), {config.evaluate.transfer} on held-out tasks"
+    how = (
+        f"Offline, from {config.collect.episodes} episodes of `{FIRST_AGENT}`; each policy played {played}. Success is "
+        "the mean over a family's tasks, ± the 95% Student interval over seeds; sampled decoding unless said."
+    )
+    write(name, study.question, how, *study.answer(results))
+
+
+def write(name: str, question: str, how: str, text: str, draw: Callable[[Any], None] | None) -> None:
+    """docs/studies/NAME.md, and its figure where it has one."""
     figure = ""
-    if draw is not None and results:
+    if draw is not None:
         from matplotlib.figure import Figure
 
         drawing = Figure(figsize=(8, 4), layout="constrained")
         draw(drawing.subplots())
         DOCS.mkdir(parents=True, exist_ok=True)
         drawing.savefig(DOCS / f"{name}.png", dpi=110, metadata={"Software": None})
-        figure = f"\n![{study.question}]({name}.png)\n"
-    played = f"{config.evaluate.final} episodes (final range), {config.evaluate.transfer} on held-out tasks"
-    header = (
-        f"# {study.question}\n\nMade by `python -m studies {name}`. Offline, from {config.collect.episodes} episodes "
-        f"of `{FIRST_AGENT}`; each policy played {played}. Success is the mean over a family's tasks, ± the 95% "
-        "Student interval over seeds; sampled decoding unless said.\n\n"
-    )
-    write_text(DOCS / f"{name}.md", header + text + figure)
+        figure = f"\n![{question}]({name}.png)\n"
+    write_text(DOCS / f"{name}.md", f"# {question}\n\nMade by `python -m studies {name}`. {how}\n\n{text}{figure}")
