@@ -62,3 +62,24 @@ def test_kl_is_exact_in_expectation_and_its_direction_is_behaviour_to_policy():
 def test_kl_by_hand_ignores_padding():
     # (2 - 1 - log 2) + (.5 - 1 + log 2) + 0 = .5, over three steps
     assert weights.kl_from_behaviour(POLICY.log(), BEHAVIOUR.log(), MASK).item() == pytest.approx(0.5 / 3)
+
+
+def test_surrogate_advantage_by_hand():
+    """One trajectory with ratios 2, .5, 1 and advantages 1, -1, .5: (2 - .5 + .5) / 3.5; a second adds ratio 1, A 0."""
+    logprobs_bt = torch.cat([POLICY.log(), torch.zeros(1, 4, dtype=torch.double)])
+    behaviour_bt = torch.cat([BEHAVIOUR.log(), torch.zeros(1, 4, dtype=torch.double)])
+    advantages_bt = torch.tensor([[1.0, -1.0, 0.5, 9.0], [0.0, 9.0, 9.0, 9.0]], dtype=torch.double)
+    mask_bt = torch.cat([MASK, torch.tensor([[True, False, False, False]])])
+    estimate, influence_b = weights.surrogate_advantage(logprobs_bt, behaviour_bt, advantages_bt, mask_bt)
+    assert float(estimate) == pytest.approx(2 / 4.5)
+    # sum over steps of ratio x (A - estimate), over the sum of ratios
+    assert influence_b.tolist() == pytest.approx([(2 - 3.5 * 2 / 4.5) / 4.5, (0 - 2 / 4.5) / 4.5])
+    assert float(influence_b.sum()) == pytest.approx(0)
+
+
+def test_surrogate_advantage_prefers_the_policy_that_takes_the_better_action():
+    """Two actions drawn alike, worth 1 and 0: pi = .9 on the first is worth .4 over the behaviour."""
+    behaviour_bt = torch.tensor([[0.5], [0.5]]).log()
+    advantages_bt, mask_bt = torch.tensor([[0.5], [-0.5]]), torch.ones(2, 1, dtype=torch.bool)
+    estimate, _ = weights.surrogate_advantage(torch.tensor([[0.9], [0.1]]).log(), behaviour_bt, advantages_bt, mask_bt)
+    assert float(estimate) == pytest.approx(0.4)

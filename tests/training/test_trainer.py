@@ -61,7 +61,7 @@ def catalogue(trajectories):
     return pd.DataFrame(rows)
 
 
-def trainer(trajectories, seed=0, **options):
+def trainer(trajectories, seed=0, continuing=False, **options):
     # All in one batch, no entropy and no value unless asked for.
     plain = {
         "curriculum": False,
@@ -75,9 +75,8 @@ def trainer(trajectories, seed=0, **options):
     config = DEFAULTS.model_copy(update={"batch": 8, **plain, **options})
     policy = build(PolicyConfig(model="", width=8, layers=1, heads=2), WORDS, seed=1)
     replay = Replay(policy, trajectories, config.discount, config.baseline)
-    made = Trainer(
-        policy, replay, catalogue(trajectories), config, seed=seed, learning_rate=0.01, value_head=new_value_head(8)
-    )
+    inputs = (policy, replay, catalogue(trajectories), config)
+    made = Trainer(*inputs, seed=seed, learning_rate=0.01, value_head=new_value_head(8), continuing=continuing)
     made.pacing.longest = 4
     return made
 
@@ -213,8 +212,15 @@ def test_a_run_that_was_killed_and_resumed_ends_in_the_same_bits(whole, tmp_path
 
 
 def scripted_scores(monkeypatch, values):
+    """Scores in turn; any two differ with a standard error of .05."""
     left = list(values)
-    monkeypatch.setattr(Trainer, "score", lambda self: (left.pop(0), 0.05))
+
+    def score(self):
+        influence = torch.zeros(8)
+        influence[len(left)] = 0.05 / 2**0.5
+        return left.pop(0), influence
+
+    monkeypatch.setattr(Trainer, "score", score)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +243,19 @@ def test_the_best_checkpoint_stays_the_newest_of_those_as_good(monkeypatch, tmp_
     )
     for name, tensor in one.policy.model.state_dict().items():
         assert torch.equal(tensor, seen[chosen][name])
+
+
+@pytest.mark.parametrize(("values", "chosen"), [((0.5, 0.1, 0.1, 0.1, 0.1), 0), ((0.1, 0.5, 0.2, 0.3, 0.49), 20)])
+def test_a_policy_that_goes_on_is_a_candidate_itself_and_starts_with_every_tier(monkeypatch, tmp_path, values, chosen):
+    scripted_scores(monkeypatch, values)
+    one = trainer([*MANY, *ASIDE], continuing=True, **{**RUN, "curriculum": True})
+    before = {name: tensor.clone() for name, tensor in one.policy.model.state_dict().items()}
+    assert one.sampler.tiers_admitted == one.pacing.tiers
+    one.run(tmp_path, silent)
+    assert one.best["update"] == chosen
+    assert [row["update"] for row in one.checkpoints] == [0, 5, 10, 15, 20]
+    same = all(torch.equal(tensor, before[name]) for name, tensor in one.policy.model.state_dict().items())
+    assert same == (chosen == 0)
 
 
 def test_with_nothing_kept_aside_the_last_is_the_best(tmp_path):

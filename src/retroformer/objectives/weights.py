@@ -70,13 +70,13 @@ def surrogate_advantage(
 
     The local approximation of Kakade and Langford 2002 (Schulman et al. 2015, eq. 3), estimated on logs with
     self-normalised weights; in units of return. Unlike a likelihood it does not mind that a policy stops imitating the
-    behaviour's noise. The advantages' baseline must not come from pi. All [B, T] -> two scalars: the estimate, and its
-    standard error over trajectories by linearisation (Cochran 1977, section 6.4).
+    behaviour's noise. The advantages' baseline must not come from pi. All [B, T] -> the estimate, scalar, and the
+    influence of each trajectory on it, [B]: its norm is the standard error of the estimate by linearisation (Cochran
+    1977, section 6.4), and the norm of the difference of two policies' influences that of their difference.
     """
     require(mask_bt.shape, advantages_bt=advantages_bt)
     ratios_bt = ratios(logprobs_bt, behaviour_logprobs_bt, mask_bt)
     total = ratios_bt.sum().clamp(min=torch.finfo(ratios_bt.dtype).tiny)
     advantages_bt = torch.where(mask_bt, advantages_bt, 0.0)
     estimate = (ratios_bt * advantages_bt).sum() / total
-    residuals_b = (ratios_bt * (advantages_bt - estimate)).sum(1)
-    return estimate, residuals_b.square().sum().sqrt() / total
+    return estimate, (ratios_bt * (advantages_bt - estimate)).sum(1) / total

@@ -85,6 +85,7 @@ def train(
         seed=seed * 100 + pins.round,
         learning_rate=config.learning_rate if start is None else config.later_learning_rate,
         value_head=head,
+        continuing=start is not None,
     )
     with progress("train", config.updates, "updates") as shown:
         trainer.run(resume, shown.advance)

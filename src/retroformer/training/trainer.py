@@ -58,13 +58,16 @@ class Trainer:
         seed: int,
         learning_rate: float,
         value_head: torch.nn.Linear,
+        continuing: bool = False,
     ):
         self.policy, self.replay, self.config = policy, replay, config
         self.learning_rate, self.value_head = learning_rate, value_head
         if config.objective in NEEDS_BEHAVIOUR:
             replay.require_behaviour(config.objective)
         tiers = int(catalogue["tier"].to_numpy().max())
-        self.pacing = Pacing(tiers=tiers, admitted=1 if config.curriculum else tiers)
+        # A policy that goes on from a candidate has been through the curriculum; and it is itself a candidate.
+        self.continuing = continuing
+        self.pacing = Pacing(tiers=tiers, admitted=1 if config.curriculum and not continuing else tiers)
         drawable = catalogue[(catalogue["split"] == "train") & (catalogue["probability"] > 0)]
         newest = drawable[drawable["round"] == drawable["round"].max()]
         success = replay.per_task(newest["trajectory_id"])
@@ -85,6 +88,7 @@ class Trainer:
         self.recent: list[torch.Tensor] = []
         self.curve: list[dict[str, float | None]] = []
         self.checkpoints: list[dict[str, float]] = []
+        self.top: dict[str, Any] | None = None
         self.best: dict[str, Any] | None = None
         self.stopped: str | None = None
 
@@ -102,6 +106,8 @@ class Trainer:
         choices = {round(total * (k + 1) / self.config.checkpoints) for k in range(self.config.checkpoints)}
         # Without dropout: with it every forward would be another policy than the one that acts.
         self.policy.model.eval()
+        if self.continuing and self.done == 0:
+            self._consider()
         while self.done < total and self.stopped is None:
             self.update()
             self.done += 1
@@ -201,14 +207,18 @@ class Trainer:
     def _consider(self) -> None:
         """Score this checkpoint on the logs kept aside; it stays unless an earlier one is better beyond doubt.
 
-        Beyond doubt is more than one standard error of the best score (the rule of Breiman et al. 1984, here in
-        favour of the newest, as most differences between checkpoints are noise and training seldom harms).
+        Beyond doubt is by more than one standard error of their difference (after the rule of Breiman et al. 1984, here
+        in favour of the newest: most differences between checkpoints are noise). With no logs kept aside the last
+        stays.
         """
-        value, error = self.score() if self.kept_aside else (0.0, 0.0)
-        self.checkpoints.append({"update": self.done, "score": value, "error": error})
-        self.curve[-1]["score"] = value
-        top = max(self.checkpoints, key=lambda one: one["score"])
-        if self.best is None or value >= top["score"] - top["error"]:
+        value, influence = self.score() if self.kept_aside else (0.0, torch.zeros(1))
+        self.checkpoints.append({"update": self.done, "score": value, "error": float(influence.norm())})
+        if self.curve:
+            self.curve[-1]["score"] = value
+        top = self.top
+        if top is None or value >= top["score"]:
+            self.top = {"score": value, "influence": influence}
+        if top is None or value >= top["score"] - float((influence - top["influence"]).norm()):
             self.best = {
                 "update": self.done,
                 "model": {name: tensor.clone() for name, tensor in self.policy.model.state_dict().items()},
@@ -216,8 +226,8 @@ class Trainer:
             }
 
     @torch.no_grad()
-    def score(self) -> tuple[float, float]:
-        """What the policy is worth on the trajectories of split ``checkpoint``, and the standard error of that.
+    def score(self) -> tuple[float, torch.Tensor]:
+        """What the policy is worth on the trajectories of split ``checkpoint``, and each one's influence on that, [B].
 
         The surrogate advantage over the behaviour (`weights.surrogate_advantage`) where the logs have its
         probabilities, else the mean log-likelihood of successful actions. One measure for all objectives.
@@ -238,12 +248,11 @@ class Trainer:
                 part.append(torch.nn.functional.pad(tensor, (0, longest - tensor.shape[1])))
         logprobs_bt, behaviour_bt, advantages_bt, known, good = (torch.cat(part) for part in parts)
         if bool(known.any()):
-            estimate, error = weights.surrogate_advantage(logprobs_bt, behaviour_bt, advantages_bt, known)
-            return float(estimate), float(error)
-        likelihood = logprobs_bt[good]
-        if not len(likelihood):
-            return 0.0, 0.0  # nothing to measure by
-        return float(likelihood.mean()), float(likelihood.std(correction=0) / len(likelihood) ** 0.5)
+            estimate, influence = weights.surrogate_advantage(logprobs_bt, behaviour_bt, advantages_bt, known)
+            return float(estimate), influence.cpu()
+        count = good.sum().clamp(min=1)
+        mean = torch.where(good, logprobs_bt, 0.0).sum() / count
+        return float(mean), (torch.where(good, logprobs_bt - mean, 0.0).sum(1) / count).cpu()
 
     def state(self) -> dict[str, Any]:
         """All that the next update depends on: tensors, numbers, texts."""
@@ -258,6 +267,7 @@ class Trainer:
             "recent": self.recent,
             "curve": self.curve,
             "checkpoints": self.checkpoints,
+            "top": self.top,
             "best": self.best,
             "stopped": self.stopped,
         }
@@ -269,7 +279,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.sampler.restore(state["sampler"])
         self.pacing = Pacing(**state["pacing"])
-        for name in ("done", "queue", "recent", "curve", "checkpoints", "best", "stopped"):
+        for name in ("done", "queue", "recent", "curve", "checkpoints", "top", "best", "stopped"):
             setattr(self, name, state[name])
 
 
