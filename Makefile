@@ -28,7 +28,7 @@ run: setup
 	@python flows/improve.py --rounds $(ROUNDS)
 
 test: setup
-	python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 study: setup
 	python -m studies

@@ -18,8 +18,8 @@ from studies.arms import FIRST_AGENT, FOLLOWS, GREEDY, SAMPLED, TRANSFER, Arm, P
 
 DOCS = Path("docs/studies")
 STRICT = ("P5N2", "P6N3", "P6N4", "D6N4", "P7N3", "P8N5")
-UPDATES_A_PASS = 248
-"""3,960 trajectories in batches of 16."""
+UPDATES_A_PASS = 371
+"""5,940 trajectories in batches of 16."""
 PASSES = (1, 2, 4, 8)
 Result = dict[str, Any]
 
