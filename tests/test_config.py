@@ -37,6 +37,22 @@ def test_an_override_replaces_one_value():
         ("tasks.train", [], r"tasks\.train = \[\]: .*at least 1 item"),
         ("seed", 100, r"seed = 100: .*less than 100"),
         ("train", 3, r"train = 3: .*TrainConfig"),
+        ("seed", True, r"seed = True: value error, expected a number"),
+        ("train.batch", True, r"train\.batch = True: .*expected a number"),
+        ("decide.min_improvement", False, r"decide\.min_improvement = False: .*expected a number"),
+        ("tasks.train", ["babyai:P5N2", "babyai:P5N2"], r"tasks\.train has babyai:P5N2 2 times, expected once"),
+        ("tasks.held_out", ["babyai:P7N3"] * 3, r"tasks\.held_out has babyai:P7N3 3 times, expected once"),
+        ("tasks.held_out", ["babyai:P6N3"], r"tasks\.held_out has babyai:P6N3, which tasks\.train has too"),
+        ("validate.min_reward", 2, r"validate\.min_reward = 2 is above validate\.max_reward = 1"),
+        ("collect.episodes", 100_001, r"collect\.episodes = 100001: .*less than or equal to 100000"),
+        ("evaluate.first_look", 100_001, r"evaluate\.first_look = 100001: .*less than or equal to 100000"),
+        ("evaluate.final", 100_001, r"evaluate\.final = 100001: .*less than or equal to 100000"),
+        ("evaluate.transfer", 100_001, r"evaluate\.transfer = 100001: .*less than or equal to 100000"),
+        (
+            "evaluate.looks",
+            9,
+            r"evaluate\.first_look = 512 doubled over evaluate\.looks = 9 looks makes 131072 episodes, at most 100000",
+        ),
         ("seed.x", 3, r"seed\.x is not a parameter; seed is not a section"),
     ],
 )
@@ -58,6 +74,9 @@ def test_a_missing_parameter_is_named(tmp_path):
         ("a: [", "is not YAML"),
         ("- a", "must hold sections, got list"),
         ("", "must hold sections, got NoneType"),
+        ("seed: 0\nseed: 1", "is not YAML: seed is there twice .* line 2"),
+        ("train: {batch: 1, batch: 2}", "is not YAML: batch is there twice"),
+        ("[a]: 1", "is not YAML: .*unhashable key"),
     ],
 )
 def test_a_file_that_is_no_parameters_is_named(tmp_path, text, message):
@@ -65,6 +84,20 @@ def test_a_file_that_is_no_parameters_is_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"params.yaml.*{message}"):
         load_config(path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=f"{tmp_path} cannot be read as text in UTF-8: .*directory"):
+        load_config(tmp_path)
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"seed: \xff")
+    with pytest.raises(ConfigError, match=r"params\.yaml cannot be read as text in UTF-8: .*0xff"):
+        load_config(path)
+
+
+def test_the_largest_counts_have_seeds():
+    large = {"collect.episodes": 100_000, "evaluate.first_look": 50_000, "evaluate.looks": 2}
+    assert load_config(PARAMS, large).evaluate.looks == 2
 
 
 def test_a_missing_file_says_where_to_run(tmp_path):

@@ -6,21 +6,32 @@ The descriptions are what ``retroformer STAGE --help`` prints.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from retroformer.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+EPISODES = 100_000
+"""Most episodes of one split in a round: what its range of seeds holds, see environments/splits.py."""
 
 
 class Section(BaseModel):
     """Base of the sections: frozen, and a key that is not known is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """``true`` is not 1, though Python says so."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+            raise ValueError("expected a number")
+        return value
 
 
 class TasksConfig(Section):
@@ -31,11 +42,22 @@ class TasksConfig(Section):
     text: Literal["compact", "plain"] = Field(description="compact words for a small model, plain English sentences")
     actions: Literal["token", "words"] = Field(description="one token an action (left), or words (turn left)")
 
+    @model_validator(mode="after")
+    def each_once(self) -> Self:
+        """A task that is there twice would weigh twice; one that is trained on is not held out."""
+        for key, names in (("train", self.train), ("held_out", self.held_out)):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"tasks.{key} has {name} {names.count(name)} times, expected once")
+        if both := [name for name in self.held_out if name in self.train]:
+            raise ValueError(f"tasks.held_out has {both[0]}, which tasks.train has too: held out is not trained on")
+        return self
+
 
 class CollectConfig(Section):
     """Play episodes and record them."""
 
-    episodes: int = Field(ge=1, le=10_000_000, description="episodes to play, spread evenly over the tasks")
+    episodes: int = Field(ge=1, le=EPISODES, description="episodes to play, spread evenly over the tasks")
     policy: Literal["champion", "train_from"] = Field(description="which pinned policy plays")
     temperature: float = Field(gt=0, le=10, description="sampling temperature")
     checkpoint_share: Share = Field(description="share of the episodes kept for checkpoint choice, never trained on")
@@ -52,6 +74,15 @@ class ValidateConfig(Section):
     min_reward: float = Field(description="smallest reward of a step that is believed")
     max_reward: float = Field(description="largest reward of a step that is believed")
     max_steps: int = Field(ge=1, description="most steps that a trajectory may have")
+
+    @model_validator(mode="after")
+    def range_of_rewards(self) -> Self:
+        """The range holds something."""
+        if self.min_reward > self.max_reward:
+            raise ValueError(
+                f"validate.min_reward = {self.min_reward:g} is above validate.max_reward = {self.max_reward:g}"
+            )
+        return self
 
 
 class CurateConfig(Section):
@@ -100,11 +131,22 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """Play champion and challenger on the same held-out seeds."""
 
-    first_look: int = Field(ge=2, description="episodes a policy before the first look at the difference")
+    first_look: int = Field(ge=2, le=EPISODES, description="episodes a policy before the first look at the difference")
     looks: int = Field(ge=1, le=20, description="looks at most; n doubles from one to the next")
     confidence: float = Field(gt=0.5, lt=1, description="confidence of every interval")
-    final: int = Field(ge=2, description="episodes of the final figure, on seeds that no gate uses")
-    transfer: int = Field(ge=2, description="episodes on the held-out tasks")
+    final: int = Field(ge=2, le=EPISODES, description="episodes of the final figure, on seeds that no gate uses")
+    transfer: int = Field(ge=2, le=EPISODES, description="episodes on the held-out tasks")
+
+    @model_validator(mode="after")
+    def last_look(self) -> Self:
+        """The last look's episodes have seeds."""
+        last = self.first_look * 2 ** (self.looks - 1)
+        if last > EPISODES:
+            raise ValueError(
+                f"evaluate.first_look = {self.first_look} doubled over evaluate.looks = {self.looks} looks makes "
+                f"{last} episodes, at most {EPISODES} allowed"
+            )
+        return self
 
 
 class DecideConfig(Section):
@@ -129,6 +171,20 @@ class Config(Section):
     decide: DecideConfig
 
 
+class OneOfEachKey(yaml.SafeLoader):
+    """YAML in which a key that is there twice is an error, not the last of the two."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """The mapping; raises YAMLError that names the key and its line."""
+        seen = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(problem=f"{name} is there twice", problem_mark=key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: Path = Path("params.yaml"), overrides: dict[str, Any] | None = None) -> Config:
     """Read and check params.yaml. `overrides` maps ``section.key`` to a value.
 
@@ -136,9 +192,11 @@ def load_config(path: Path = Path("params.yaml"), overrides: dict[str, Any] | No
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), OneOfEachKey)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; run from the project's root") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as text in UTF-8: {error}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -173,4 +231,6 @@ def explain(path: Path, values: dict[str, Any], item: Any) -> str:
         return f"{path}: {key} is not a parameter; {hint}"
     if item["type"] == "missing":
         return f"{path}: {key} is missing"
+    if item["type"] == "value_error" and isinstance(item["input"], dict):
+        return f"{path}: {item['ctx']['error']}"  # between parameters, which it names
     return f"{path}: {key} = {item['input']!r}: {item['msg'][:1].lower()}{item['msg'][1:]}"

@@ -5,12 +5,13 @@ A seed reads as decimal digits, ``S RR NN IIIII``: the split, the run's seed, th
 
 from __future__ import annotations
 
+from retroformer.config import EPISODES
 from retroformer.errors import ConfigError
 
 SPLITS = ("history", "train", "checkpoint", "gate", "final", "transfer")
 SAME_EVERY_ROUND = ("final", "transfer")
-EPISODES, ROUNDS, RUNS = 100_000, 100, 100
-"""Room for this many episodes a round, rounds a run, and runs."""
+ROUNDS, RUNS = 100, 100
+"""Room for this many rounds a run, and runs; EPISODES is the room a round."""
 
 
 def seeds(split: str, *, run_seed: int, round_number: int, count: int, offset: int = 0) -> range:
