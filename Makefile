@@ -6,14 +6,13 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test study check bench
+.PHONY: help setup run test study check
 
 help:
 	@echo "make run [ROUNDS=4]  close rounds until ROUNDS are closed, then print the table"
 	@echo "make test            all tests but the slow ones"
 	@echo "make study           the slower studies behind the report's claims; can be resumed"
 	@echo "make check           ruff, pyright, layers, wiring"
-	@echo "make bench           benchmarks"
 	@echo "make setup           only create $(VENV) from constraints.txt; PYTHON=python3.12 chooses the interpreter"
 
 setup: $(VENV)/.ready
@@ -32,9 +31,6 @@ test: setup
 
 study: setup
 	python -m studies
-
-bench: setup
-	python -m benchmarks
 
 check: setup
 	ruff check
