@@ -1,6 +1,6 @@
 """`python -m studies [NAME ...]`: run the studies that are not done yet, then write docs/studies/.
 
-Arms are shared between studies and run two at a time, one thread each; `--seeds 1` makes a quick pass.
+Arms are shared between studies and run on all cores, one thread each; `--seeds 1` makes a quick pass.
 """
 
 from __future__ import annotations
