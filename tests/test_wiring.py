@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from retroformer.stages import STAGES
 ROOT = Path(__file__).resolve().parents[1]
 DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+SOURCE = ROOT / "src/retroformer"
+DECIDES_NOTHING = {f"src/retroformer/{name}.py" for name in ("config", "errors", "progress")}
+"""The values of config.py are the params; errors and progress are what is shown."""
 INPUTS = {"data/champion.json", "data/history"}
 """What crosses rounds; no stage makes it."""
 
@@ -78,11 +82,29 @@ def test_what_the_function_reads_is_what_dvc_watches(stage: str) -> None:
         assert any(dep == path or dep.startswith(f"{path}/") for path in read), f"{stage} watches {dep}, never reads it"
 
 
+def imported(path: Path) -> set[Path]:
+    """The package's own files that a module imports, anywhere in it."""
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "retroformer":
+            base = SOURCE.parent.joinpath(*str(node.module).split("."))
+            names = [base, *(base / alias.name for alias in node.names)]
+            found |= {file for name in names for file in (name.with_suffix(".py"), name / "__init__.py")}
+    return {file for file in found if file.is_file()} - {SOURCE / "__init__.py"}
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_code_that_decides_the_result_is_watched(stage: str) -> None:
-    code = deps(stage, "src/")
-    assert f"src/retroformer/stages/{stage}.py" in code
-    assert all((ROOT / path).exists() for path in code)
+def test_all_code_that_a_stage_imports_is_watched(stage: str) -> None:
+    own = SOURCE / f"stages/{stage}.py"
+    reached, ahead = {own}, [own]
+    while ahead:
+        new = imported(ahead.pop()) - reached
+        reached |= new
+        ahead += new
+    names = {file if file == own else SOURCE / file.relative_to(SOURCE).parts[0] for file in reached}
+    expected = {name.relative_to(ROOT).as_posix() for name in names} - DECIDES_NOTHING
+    assert deps(stage, "src/") == expected
+    assert DVC["stages"][stage]["deps"] == sorted(DVC["stages"][stage]["deps"])
 
 
 def test_metrics_and_plots_lie_in_outputs() -> None:
