@@ -2,9 +2,11 @@ import errno
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -142,11 +144,11 @@ def names(folder):
 
 def test_a_folder_is_replaced_whole(tmp_path):
     target = tmp_path / "deep" / "out"
-    for text in ("first", "second"):
+    for text in ("train.json", "round.json"):
         with replacing(target) as made:
             write_text(made / text, text)
             assert names(tmp_path / "deep") != ["out"]
-    assert names(target) == ["second"]
+    assert names(target) == ["round.json"]
     assert names(tmp_path / "deep") == ["out"]
 
 
@@ -154,7 +156,7 @@ def test_a_folder_is_replaced_whole(tmp_path):
 def test_a_folder_stays_as_it_was_where_the_writing_breaks(tmp_path, error):
     target = tmp_path / "out"
     with replacing(target) as made:
-        write_text(made / "kept", "as it was")
+        write_text(made / "train.json", "as it was")
 
     def breaks():
         with replacing(target) as made:
@@ -164,13 +166,13 @@ def test_a_folder_stays_as_it_was_where_the_writing_breaks(tmp_path, error):
     with pytest.raises(type(error)):
         breaks()
     assert names(tmp_path) == ["out"]
-    assert (target / "kept").read_text() == "as it was"
+    assert (target / "train.json").read_text() == "as it was"
 
 
 def test_a_folder_stays_as_it_was_where_the_last_renaming_breaks(tmp_path, monkeypatch):
     target = tmp_path / "out"
     with replacing(target) as made:
-        write_text(made / "kept", "as it was")
+        write_text(made / "train.json", "as it was")
     rename = os.rename
 
     def failing(source, destination):
@@ -183,7 +185,29 @@ def test_a_folder_stays_as_it_was_where_the_last_renaming_breaks(tmp_path, monke
         with replacing(target) as made:
             write_text(made / "new", "x")
     assert names(tmp_path) == ["out"]
-    assert names(target) == ["kept"]
+    assert names(target) == ["train.json"]
+
+
+@pytest.mark.parametrize("name", ["file", "link", ".", "..", "mine", "hidden"])
+def test_what_is_no_output_is_not_replaced(tmp_path, monkeypatch, name):
+    (tmp_path / "file").write_text("mine")
+    for folder, file in (("mine", "thesis.tex"), ("hidden", ".git"), ("out", "train.json")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text("mine")
+    (tmp_path / "link").symlink_to("out")
+    monkeypatch.chdir(tmp_path / "out")
+    target = Path(name) if name.startswith(".") else tmp_path / name
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=f"^{re.escape(str(target))} (is|holds)"), replacing(target):
+        pytest.fail("it was begun")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    (tmp_path / "out").mkdir()
+    with replacing(tmp_path / "out") as made:
+        (made / "anything").touch()
+    assert names(tmp_path / "out") == ["anything"]
 
 
 FULL = """
@@ -205,6 +229,7 @@ except OSError as error:
 
 
 def test_a_full_disk_leaves_the_old_tables(folder):
+    write_json(folder / "collect.json", {})
     before = hash_directory(folder)
     code = FULL.format(tests=os.path.dirname(__file__), out=str(folder))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -60,6 +60,18 @@ STEPS = pa.schema(
     metadata={"retroformer_schema": str(SCHEMA_VERSION)},
 )
 
+REPORTS = {
+    "collect.json",
+    "validate.json",
+    "curate.json",
+    "train.json",
+    "retroformer.json",
+    "evaluation.json",
+    "verdict.json",
+    "round.json",
+}
+"""Each output folder holds one of these, and by it is known as one that may be replaced."""
+
 
 def episode_row(trajectory: Trajectory) -> dict[str, Any]:
     """The row of ``episodes`` that stands for a trajectory."""
@@ -102,13 +114,32 @@ def step_rows(trajectory: Trajectory) -> list[dict[str, Any]]:
     ]
 
 
+def check_replaceable(directory: Path) -> None:
+    """Raise DataError where a folder written at `directory` would remove anything but an earlier output."""
+    directory = Path(directory)
+    if directory.is_symlink():
+        raise DataError(f"{directory} is a link, expected a folder to write")
+    if directory.exists() and not directory.is_dir():
+        raise DataError(f"{directory} is a file, expected a folder to write")
+    if directory.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise DataError(f"{directory} is the working folder or above it; an output is written to a folder of its own")
+    found = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if found and not found & REPORTS:
+        raise DataError(
+            f"{directory} holds {min(found)} and is no output of a stage (none of {', '.join(sorted(REPORTS))}); "
+            "it would be lost: name an empty or new folder"
+        )
+
+
 @contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `directory` when the block ends well.
 
-    If the block raises, `directory` is as it was and the temporary folder is gone.
+    If the block raises, `directory` is as it was and the temporary folder is gone. Raises DataError at the start
+    where `directory` is something else than an earlier output, see `check_replaceable`.
     """
     directory = Path(directory)
+    check_replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     old = temporary.with_name(temporary.name + ".old")
