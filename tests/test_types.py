@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 
@@ -11,6 +12,11 @@ def test_a_trajectory_says_what_was_earned_exactly():
     assert trajectory.rewards == (0.1,) * 10
     assert trajectory.total_reward == 1.0
     assert trajectory.task.id == "babyai:P6N3#0"
+
+
+def test_a_return_beyond_a_float_is_infinite():
+    assert make_trajectory((1e308, 1e308)).total_reward == math.inf
+    assert math.isnan(make_trajectory((math.inf, -math.inf)).total_reward)
 
 
 @pytest.mark.parametrize("outcome", Outcome)

@@ -109,8 +109,11 @@ class Trajectory:
 
     @property
     def total_reward(self) -> float:
-        """Undiscounted return."""
-        return math.fsum(self.rewards)
+        """Undiscounted return; infinite or NaN where it is beyond a float's range."""
+        try:
+            return math.fsum(self.rewards)
+        except (OverflowError, ValueError):
+            return sum(self.rewards)
 
     @property
     def learnable(self) -> bool:

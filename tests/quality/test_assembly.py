@@ -44,6 +44,13 @@ def test_a_return_that_is_not_the_sum_of_the_rewards():
     assert reasons(assemble(*tables([row], step_rows(FIRST)))) == [["return_mismatch"]]
 
 
+def test_a_return_beyond_a_float_is_left_to_the_range_of_rewards():
+    huge = make_trajectory((1e308, 1e308))
+    records = assemble(*tables(map_rows(huge), step_rows(huge)))
+    assert [record.trajectory for record in records] == [huge]
+    assert reasons(records) == [[]]
+
+
 def test_a_hole_in_the_steps():
     records = assemble(*tables(map_rows(FIRST), step_rows(FIRST)[::2]))
     assert reasons(records) == [["step_count_mismatch", "steps_out_of_order"]]

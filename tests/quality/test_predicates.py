@@ -29,7 +29,7 @@ SOUND = {
     "at the limits": make_trajectory((-1.0, 0.0, 0.0, 1.0)),
     "no log-probability": with_step(logprob=None),
     "certain action": with_step(logprob=0.0),
-    "generated text": with_step(admissible_actions=None, action="anything"),
+    "generated text": with_step(admissible_actions=None, token_ids=(4, 2), action="anything"),
     "second attempt": make_trajectory(attempt=1, previous_id="0" * 16),
 }
 FAULTS = {
@@ -44,8 +44,13 @@ FAULTS = {
     "probability 0": (with_step(logprob=-math.inf), "invalid_logprob"),
     "other action": (with_step(action="jump"), "inadmissible_action"),
     "nothing admissible": (with_step(admissible_actions=()), "inadmissible_action"),
+    "nothing to choose among": (with_step(admissible_actions=None), "no_choice"),
+    "repeated choice": (with_step(admissible_actions=("right", "left", "right")), "malformed_choice"),
+    "null choice": (with_step(admissible_actions=("right", None)), "malformed_choice"),
+    "empty choice": (with_step(admissible_actions=("", "right")), "malformed_choice"),
+    "reward beyond a sum": (make_trajectory((1e308, 1e308)), "reward_out_of_range"),
     "blank observation": (with_step(observation=" "), "empty_text"),
-    "blank action": (with_step(action="", admissible_actions=None), "empty_text"),
+    "blank action": (with_step(action="", admissible_actions=None, token_ids=(4,)), "empty_text"),
     "error without message": (make_error(error=None), "contradicted_outcome"),
     "error that terminated": (make_error(stop_reason=StopReason.TERMINATED), "contradicted_outcome"),
     "solved error": (make_trajectory(outcome=Outcome.ERROR, error="x"), "contradicted_outcome"),

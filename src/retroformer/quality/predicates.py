@@ -88,6 +88,25 @@ def inadmissible_action(trajectory: Trajectory, limits: Limits) -> str | None:
     return None
 
 
+def no_choice(trajectory: Trajectory, limits: Limits) -> str | None:
+    """Neither the admissible actions nor the tokens of a generated one are recorded: it cannot be scored."""
+    for t, step in enumerate(trajectory.steps):
+        if step.admissible_actions is None and step.token_ids is None:
+            return f"neither admissible_actions nor token_ids at step {t}"
+    return None
+
+
+def malformed_choice(trajectory: Trajectory, limits: Limits) -> str | None:
+    """An admissible action is null, empty or there twice."""
+    for t, step in enumerate(trajectory.steps):
+        actions = step.admissible_actions or ()
+        if not all(action and action.strip() for action in actions):
+            return f"an admissible action at step {t} is null or empty"
+        if repeated := [action for action in actions if actions.count(action) > 1]:
+            return f"admissible action {repeated[0]!r} is there {actions.count(repeated[0])} times at step {t}"
+    return None
+
+
 def empty_text(trajectory: Trajectory, limits: Limits) -> str | None:
     """An observation or an action is empty."""
     for t, step in enumerate(trajectory.steps):
@@ -131,6 +150,8 @@ PREDICATES: dict[str, Predicate] = {
         reward_out_of_range,
         invalid_logprob,
         inadmissible_action,
+        no_choice,
+        malformed_choice,
         empty_text,
         contradicted_outcome,
         invalid_attempt,
