@@ -1,4 +1,6 @@
 import hashlib
+import json
+import math
 
 import pytest
 
@@ -59,11 +61,32 @@ def test_a_missing_policy_says_how_to_get_it(tmp_path):
     [
         [],
         {"closed_rounds": 0, "champion": {"policy": SCRIPTED, "hash": "x"}},
-        {"closed_rounds": "a", "champion": {"policy": SCRIPTED, "hash": "x"}, "train_from": None},
         {"closed_rounds": 0, "champion": {"policy": SCRIPTED, "hsh": "x"}, "train_from": None},
     ],
 )
 def test_a_file_that_holds_no_pins_is_named(tmp_path, value):
     write_json(tmp_path / "champion.json", value)
     with pytest.raises(DataError, match=r"champion\.json is not a lockfile of pins \(closed_rounds, champion"):
+        read_pins(tmp_path / "champion.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("closed_rounds", "a", "closed_rounds is 'a', expected a whole number from 0"),
+        ("closed_rounds", math.inf, "closed_rounds is inf, expected"),
+        ("closed_rounds", -3, "closed_rounds is -3, expected"),
+        ("closed_rounds", True, "closed_rounds is True, expected"),
+        ("closed_rounds", 1.5, r"closed_rounds is 1\.5, expected"),
+        ("champion", {"policy": 5, "hash": "x"}, r"champion\.policy is 5, expected text"),
+        ("champion", {"policy": "", "hash": "x"}, r"champion\.policy is '', expected text"),
+        ("champion", {"policy": SCRIPTED, "hash": None}, r"champion\.hash is None, expected text"),
+        ("train_from", {"policy": SCRIPTED, "hash": []}, r"train_from\.hash is \[\], expected text"),
+        ("train_from", {"policy": SCRIPTED, "hash": "x", "uri": None}, r"train_from\.uri is None, expected text"),
+    ],
+)
+def test_a_field_that_is_no_pin_is_named(tmp_path, field, value, message):
+    pins = {"closed_rounds": 0, "champion": {"policy": SCRIPTED, "hash": "x"}, "train_from": None} | {field: value}
+    (tmp_path / "champion.json").write_text(json.dumps(pins))
+    with pytest.raises(DataError, match=rf"champion\.json: {message}"):
         read_pins(tmp_path / "champion.json")

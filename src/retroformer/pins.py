@@ -60,16 +60,23 @@ def policy_hash(policy: str, root: Path = Path(".")) -> str:
 
 
 def read_pins(path: Path = Path("data/champion.json")) -> Pins:
-    """Read the lockfile. Raises DataError that says what is missing from it."""
+    """Read the lockfile. Raises DataError that says what is missing from it or is not what it should be."""
     value = read_json(path)
     try:
-        return Pins(
-            closed_rounds=int(value["closed_rounds"]),
+        pins = Pins(
+            closed_rounds=value["closed_rounds"],
             champion=Pin(**value["champion"]),
             train_from=None if value["train_from"] is None else Pin(**value["train_from"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(f"{path} is not a lockfile of pins (closed_rounds, champion, train_from): {error}") from None
+    if type(pins.closed_rounds) is not int or pins.closed_rounds < 0:
+        raise DataError(f"{path}: closed_rounds is {pins.closed_rounds!r}, expected a whole number from 0")
+    for name, pin in (("champion", pins.champion), ("train_from", pins.train_from)):
+        for field, found in asdict(pin).items() if pin else ():
+            if not isinstance(found, str) or not (found or field == "uri"):
+                raise DataError(f"{path}: {name}.{field} is {found!r}, expected text")
+    return pins
 
 
 def write_pins(path: Path, pins: Pins) -> None:
