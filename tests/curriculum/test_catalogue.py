@@ -1,8 +1,10 @@
 import pandas as pd
 import pytest
 
+from builders import make_trajectory
 from retroformer.curriculum.catalogue import COLUMNS, read_catalogue, write_catalogue
 from retroformer.errors import DataError
+from retroformer.storage import write_trajectories
 
 ROW = ["0012", 1, "strict", "P6N3", "train", "success", 1 / 3, 3, 0.1, 1, 1e-12, "scripted:bot?noise=0.3,seed=1"]
 
@@ -31,12 +33,24 @@ def test_the_last_bits_of_a_number_do_not_show(tmp_path):
     [
         ("", "is not a catalogue"),
         ("trajectory_id,round\na,1\n", "lacks the columns family"),
+        (",".join(COLUMNS) + "\n", "has no row below its header"),
+        ("\n".join([",".join(COLUMNS), *[",".join(map(str, ROW))] * 2]), "has 0012 more than once"),
         (",".join(COLUMNS) + "\n" + ",".join(["a", "one", *map(str, ROW[2:11]), "p"]), "not a number"),
     ],
 )
 def test_a_damaged_catalogue_is_named(tmp_path, text, message):
     (tmp_path / "catalogue.csv").write_text(text)
     with pytest.raises(DataError, match=rf"catalogue\.csv {message}|catalogue\.csv.*{message}"):
+        read_catalogue(tmp_path / "catalogue.csv")
+
+
+def test_an_id_that_the_tables_lack_is_named(tmp_path):
+    known = make_trajectory()
+    write_trajectories(tmp_path, [known])
+    write_catalogue(tmp_path / "catalogue.csv", one(trajectory_id=known.id))
+    assert read_catalogue(tmp_path / "catalogue.csv")["trajectory_id"].tolist() == [known.id]
+    write_catalogue(tmp_path / "catalogue.csv", pd.concat([one(trajectory_id=known.id), one(trajectory_id="gone")]))
+    with pytest.raises(DataError, match=r"catalogue\.csv has gone, which .*episodes\.parquet does not have"):
         read_catalogue(tmp_path / "catalogue.csv")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from retroformer.errors import DataError
+from retroformer.storage import EPISODES, read_table
 
 COLUMNS = {
     "trajectory_id": "str",
@@ -32,7 +33,8 @@ def write_catalogue(path: Path, catalogue: pd.DataFrame) -> None:
 def read_catalogue(path: Path) -> pd.DataFrame:
     """Read the catalogue. Raises DataError that names what is missing or not a number.
 
-    Ids are read as text: some have digits alone, or look like a number with an exponent.
+    Ids are read as text: some have digits alone, or look like a number with an exponent. Each stands once, and where
+    the tables lie beside the catalogue, they have it.
     """
     try:
         catalogue = pd.read_csv(path, dtype="str", keep_default_na=False, encoding="utf-8")
@@ -43,6 +45,16 @@ def read_catalogue(path: Path) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in catalogue]
     if missing:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}")
+    if catalogue.empty:
+        raise DataError(f"{path} has no row below its header; run curate again")
+    ids = catalogue["trajectory_id"]
+    if ids.duplicated().any():
+        raise DataError(f"{path} has {ids[ids.duplicated()].iloc[0]} more than once")
+    episodes = Path(path).with_name("episodes.parquet")
+    if episodes.exists():
+        unknown = ids[~ids.isin(read_table(episodes, EPISODES)["trajectory_id"].to_pylist())]
+        if len(unknown):
+            raise DataError(f"{path} has {unknown.iloc[0]}, which {episodes} does not have; run curate again")
     try:
         return catalogue.reindex(columns=list(COLUMNS)).astype(COLUMNS)
     except ValueError as error:
