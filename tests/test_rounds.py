@@ -261,3 +261,45 @@ def test_a_second_clone_has_all_that_the_next_round_needs(project: Path, tmp_pat
     run(clone, "git", "checkout", "--quiet", "round/1")
     shutil.rmtree(clone / "data/history/round-0001")
     assert json.loads(dvc(clone, "status", "--json")) == {}, "at its tag, nothing of the round has to be run again"
+
+
+def test_a_round_that_was_closed_without_a_commit_is_committed_with_the_next(project: Path, tmp_path: Path) -> None:
+    run(project, "git", "add", "--all")
+    run(project, "git", "commit", "--quiet", "--message", "start")
+    rounds.close(project)
+    started = (project / "data/champion.json").read_text(), (project / "data/rounds.csv").read_text()
+    make_round(project / "data", 2, verdict="not_enough_evidence", weights="v")
+    record_round(project)
+    rounds.close(project, commit=True)
+    assert run(project, "git", "status", "--porcelain") == ""
+    assert read_pins(project / "data/champion.json").closed_rounds == 2
+    assert [row["round"] for row in table(project)] == ["1", "2"]
+    assert run(project, "git", "log", "--format=%s").split("\n")[:3] == ["Close round 2", "Round 2", "start"]
+    held = tuple(run(project, "git", "show", f"round/2:data/{name}") for name in ("champion.json", "rounds.csv"))
+    assert held == started
+
+    clone = tmp_path / "clone"
+    run(tmp_path, "git", "clone", "--quiet", str(project), str(clone))
+    dvc(clone, "remote", "modify", "--local", "local", "url", str(project / ".dvc-remote"))
+    dvc(clone, "pull", "--quiet")
+    verify(read_pins(clone / "data/champion.json").champion, clone)
+    assert hash_directory(clone / "data/history") == hash_directory(project / "data/history")
+    run(clone, "git", "checkout", "--quiet", "round/2")
+    shutil.rmtree(clone / "data/history/round-0002")
+    assert json.loads(dvc(clone, "status", "--json")) == {}, "at its tag, nothing of the round has to be run again"
+
+
+def test_a_commit_that_was_killed_and_repeated_ends_in_the_same_state(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "dvc", quick_dvc)
+    closed = rounds.close(project)
+    before = state(project)
+    with rounds.as_started(project, 1):
+        assert read_pins(project / "data/champion.json").closed_rounds == 0
+        opened = (project / "data/champion.json").read_bytes()
+    assert state(project) == before
+    (project / "data/champion.json").write_bytes(opened)  # what a kill in between leaves
+    (project / "data/rounds.csv").unlink()
+    assert rounds.close(project, commit=True) == closed
+    assert state(project) == before

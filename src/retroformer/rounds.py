@@ -12,6 +12,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,14 @@ import filelock
 from retroformer.errors import DataError
 from retroformer.pins import Pin, Pins, policy_hash, read_pins, verify, write_pins
 from retroformer.stages import STAGES
-from retroformer.storage import hash_directory, read_json, replacing, write_json
+from retroformer.storage import hash_directory, read_json, replacing, write_json, write_text
 from retroformer.tracking import mlflow_view, record
 
 PINS = Path("data/champion.json")
 ROUNDS = Path("data/rounds.csv")
 CHALLENGER = Path("data/challenger")
 COPIED = (
+    "champion.json",
     "validated/episodes.parquet",
     "validated/steps.parquet",
     "validated/validate.json",
@@ -39,7 +42,8 @@ COPIED = (
     "evaluation",
     "decision",
 )
-"""Of data/. Data Docs are left out: they are the same facts again, and data/validated of the commit has them."""
+"""Of data/, the pins as the round started from them. Data Docs are left out: they are the same facts again, and
+data/validated of the commit has them."""
 
 
 def close(root: Path = Path("."), *, commit: bool = False) -> dict[str, Any]:
@@ -135,14 +139,37 @@ def next_pins(pins: Pins, verdict: dict[str, Any], challenger_hash: str, version
 def commit_round(root: Path, number: int) -> None:
     """Commit the round, tag it `round/N`, commit its closing, and push the data where a DVC remote is set.
 
-    The tag stands on the round as it was run, before the pins moved: `dvc repro` there reproduces the round.
+    The tag stands on the round as it was run, before the pins moved: `dvc repro` there reproduces the round. Rounds
+    that were closed before without a commit are a part of what it started from.
     """
-    commit(root, f"Round {number}", ["dvc.lock", "dvc.yaml", "params.yaml"])
+    ran = ["dvc.lock", "dvc.yaml", "params.yaml"]
+    crossed = [str(PINS), str(ROUNDS), *(f"{record.folder_of(earlier)}.dvc" for earlier in range(1, number))]
     if not git(root, "tag", "--list", f"round/{number}").strip():
+        with as_started(root, number):
+            commit(root, f"Round {number}", [*ran, *(path for path in crossed if (root / path).is_file())])
         git(root, "tag", f"round/{number}")
-    commit(root, f"Close round {number}", [str(PINS), str(ROUNDS), f"{record.folder_of(number)}.dvc"])
+    commit(root, f"Close round {number}", [*ran, *crossed, f"{record.folder_of(number)}.dvc"])
     if "core.remote=" in dvc(root, "config", "--list"):
         dvc(root, "push", "--quiet")
+
+
+@contextmanager
+def as_started(root: Path, number: int) -> Iterator[None]:
+    """For a moment, the pins and data/rounds.csv as the closed round started from them.
+
+    Killed here, the round is open again, and closing it again ends in the same state.
+    """
+    moved, table = read_pins(root / PINS), (root / ROUNDS).read_text(encoding="utf-8")
+    try:
+        write_pins(root / PINS, read_pins(root / record.folder_of(number) / PINS.name))
+        if number > 1:
+            record.write_rounds(root / ROUNDS, record.read_records(root, number - 1))
+        else:
+            (root / ROUNDS).unlink()
+        yield
+    finally:
+        write_text(root / ROUNDS, table)
+        write_pins(root / PINS, moved)
 
 
 def commit(root: Path, message: str, paths: list[str]) -> None:
