@@ -11,12 +11,14 @@ import argparse
 import base64
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # Before Prefect is imported. Its server needs up to 20 s on a cold machine and gives up sooner by default; without the
 # other settings it fills the terminal when it stops. Its database stays in the project.
@@ -35,6 +37,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
+from retroformer.config import load_config
 from retroformer.errors import RetroformerError
 from retroformer.journal import take_failure
 from retroformer.pins import read_pins
@@ -45,6 +48,15 @@ from retroformer.tracking.table import show
 PINS = Path("data/champion.json")
 PATIENCE = 20.0
 """Seconds that an interrupted stage has to leave in good order."""
+DVC = """\
+import sys
+sys.stdout = sys.stderr = open(int(sys.argv.pop(1)), "w", encoding="utf-8")
+from dvc.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""DVC with its own words in a file; the stage that it starts keeps the terminal."""
+PASSES = re.compile(r"exited with (-\d|1[3-9]\d)|is being blocked by|[Uu]nable to acquire|database is locked")
+"""A signal, by itself or as a shell reports it, and a lock that DVC or SQLite met."""
 
 
 def may_be_retried(_task: Any, _run: Any, state: State[Any]) -> bool:
@@ -52,17 +64,18 @@ def may_be_retried(_task: Any, _run: Any, state: State[Any]) -> bool:
     return state.name == "Broken"
 
 
-def execute(words: list[str], name: str) -> State[Any] | None:
+def execute(words: list[str], name: str, told: IO[str] | None = None) -> State[Any] | None:
     """Run a command with this terminal; None if it went well, else the state that says why not.
 
-    A command that left no word of its own was killed (out of memory, a machine going down), or met a database or a
-    repository that was locked: state Broken, which is tried again.
+    What was killed by a signal (out of memory, a machine going down) or met a lock is in the state Broken, which is
+    tried again. `told` is an open file that the command inherits, with what it says besides the failure it records.
     """
     take_failure()
     here = str(Path(sys.executable).parent)
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": os.pathsep.join([here, os.environ.get("PATH", "")])}
     # A group of its own: DVC lets its stages catch the interrupt, so whoever sends one must send it to all of them.
-    child = subprocess.Popen(words, env=environment, process_group=0)
+    inherited = () if told is None else (told.fileno(),)
+    child = subprocess.Popen(words, env=environment, process_group=0, pass_fds=inherited)
     try:
         code = child.wait()
     except BaseException:
@@ -73,9 +86,14 @@ def execute(words: list[str], name: str) -> State[Any] | None:
     failure = take_failure()
     if failure.get("code") == 130:
         raise KeyboardInterrupt
-    if failure and "database is locked" not in failure["message"]:
-        return Failed(message=f"{name}: {failure['message']}")
-    return Failed(name="Broken", message=f"{name}: {failure.get('message') or f'ended with exit code {code}'}")
+    said = ""
+    if told is not None:
+        told.seek(0)
+        said = told.read()
+    errors = [line.removeprefix("ERROR: ") for line in said.splitlines() if line.startswith("ERROR: ")]
+    cause = failure.get("message") or (errors[-1] if errors else f"ended with exit code {code}")
+    broken = code < 0 or PASSES.search(f"{cause}\n{said}")
+    return Failed(name="Broken" if broken else "Failed", message=f"{name}: {cause}")
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
@@ -101,7 +119,9 @@ def end(child: subprocess.Popen[bytes]) -> None:
 )
 def run_stage(name: str) -> State[Any] | None:
     """One stage of the open round."""
-    return execute([sys.executable, "-m", "dvc", "repro", "--quiet", "--single-item", name], name)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
+        words = [sys.executable, "-c", DVC, str(told.fileno()), "repro", "--single-item", name]
+        return execute(words, name, told)
 
 
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=may_be_retried, cache_policy=NO_CACHE, persist_result=False)
@@ -199,6 +219,7 @@ def main() -> int:
     parser.add_argument("--commit", action="store_true", help="commit, tag and push each round")
     asked = parser.parse_args()
     try:
+        load_config()
         if read_pins(PINS).closed_rounds >= asked.rounds:
             show()
             return 0

@@ -81,6 +81,48 @@ def test_a_users_mistake_is_not_tried_again_and_told(improve: ModuleType, root: 
     assert read_pins().closed_rounds == 0
 
 
+def test_what_stops_dvc_itself_is_told_and_not_tried_again(
+    improve: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    execute = improve.execute
+    monkeypatch.setattr(improve, "execute", lambda words, name, told: calls.append(name) or execute(words, name, told))
+    (root / "dvc.yaml").write_text((root / "dvc.yaml").read_text().replace("- collect\n", "- colect\n"))
+    state = improve.improve(1, return_state=True)
+    assert state.message == (
+        "round 1, collect: failed to reproduce 'collect': Parameters 'colect' are missing from 'params.yaml'."
+    )
+    assert calls == ["collect"]
+
+
+@pytest.mark.parametrize(
+    ("said", "passes"),
+    [
+        ("failed to run: retroformer train, exited with -9", True),
+        ("failed to run: retroformer train, exited with 137", True),
+        ("'data/rollouts' is busy, it is being blocked by:", True),
+        ("Unable to acquire lock. Most likely another DVC process is running", True),
+        ("(sqlite3.OperationalError) database is locked", True),
+        ("failed to run: retroformer train, exited with 2", False),
+        ("failed to run: retroformer train, exited with 127", False),
+        ("Parameters 'train' are missing from 'params.yaml'.", False),
+    ],
+)
+def test_only_a_signal_or_a_lock_is_tried_again(improve: ModuleType, said: str, passes: bool) -> None:
+    assert bool(improve.PASSES.search(said)) is passes
+
+
+@pytest.mark.parametrize(("right", "wrong"), [("\ntrain:", "\ntrian:"), ("seed: 0", "seed: [0")])
+def test_a_mistake_in_the_parameters_is_one_line_before_anything_starts(root: Path, right: str, wrong: str) -> None:
+    params = root / "params.yaml"
+    params.write_text(params.read_text().replace(right, wrong))
+    done = subprocess.run([sys.executable, FLOW], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("improve: error: params.yaml")
+    assert done.stderr.count("\n") == 1
+    assert not (root / ".resume").exists()
+
+
 def test_where_the_rounds_are_closed_nothing_runs(root: Path) -> None:
     done = subprocess.run(
         [sys.executable, FLOW, "--rounds", "0"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
