@@ -55,7 +55,18 @@ def test_a_level_that_does_not_exist_names_the_nearest(tmp_path):
         run_collect(tmp_path, tiny_config(tasks__train=["babyai:P5N"]))
     with pytest.raises(EnvironmentFault, match="no environment package 'babyia'; nearest: babyai"):
         run_collect(tmp_path, tiny_config(tasks__train=["babyia:P5N2"]))
+    with pytest.raises(EnvironmentFault, match=r"babyai has no task 'P7N'; nearest: "):
+        run_collect(tmp_path, tiny_config(tasks__held_out=["babyai:P7N"]))
     assert not (tmp_path / "data/rollouts").exists()
+
+
+def test_what_is_no_output_is_refused_before_anything_is_played(tmp_path, monkeypatch):
+    monkeypatch.setattr("retroformer.stages.collect.play_all", None)
+    pin(tmp_path)
+    (tmp_path / "data/rollouts").mkdir()
+    (tmp_path / "data/rollouts/thesis.tex").touch()
+    with pytest.raises(DataError, match=r"data/rollouts holds thesis\.tex and is no output"):
+        run_collect(tmp_path, tiny_config())
 
 
 def test_an_edited_or_missing_champion_is_refused_and_earlier_results_stay(batches):

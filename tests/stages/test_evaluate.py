@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from retroformer.environments.splits import seeds
-from retroformer.errors import DataError, PinMismatch
+from retroformer.errors import DataError, EnvironmentFault, PinMismatch
 from retroformer.pins import policy_hash
 from retroformer.policies.checkpoints import load
 from retroformer.rollouts import engine
@@ -154,6 +154,12 @@ def test_what_is_missing_or_edited_is_told_before_anything_is_played(challenger,
     assert hash_directory(challenger / "data/evaluation") == before
 
 
+def test_a_held_out_level_that_does_not_exist_is_told_before_anything_is_played(challenger, monkeypatch):
+    monkeypatch.setattr("retroformer.stages.evaluate.play_all", None)
+    with pytest.raises(EnvironmentFault, match=r"babyai has no task 'P7N'; nearest: "):
+        run_evaluate(challenger, tiny_config(tasks__held_out=["babyai:P7N"]))
+
+
 def test_episodes_lost_to_the_infrastructure_have_no_success(challenger, monkeypatch):
     make = engine.make
 
@@ -163,7 +169,12 @@ def test_episodes_lost_to_the_infrastructure_have_no_success(challenger, monkeyp
         return make(name, text=text, actions=actions)
 
     monkeypatch.setattr(engine, "make", flaky)
-    run_evaluate(challenger, tiny_config(evaluate__looks=1))
+    kept = hash_directory(challenger / "data/evaluation")
+    message = r"episodes of the evaluation ended in error, .* collect\.max_errors = 0\.05 of 34 .*: no answer"
+    with pytest.raises(EnvironmentFault, match=message):
+        run_evaluate(challenger, tiny_config(evaluate__looks=1))
+    assert hash_directory(challenger / "data/evaluation") == kept
+    run_evaluate(challenger, tiny_config(evaluate__looks=1, collect__max_errors=1.0))
     rows, report = read(challenger)
     lost = of(rows, task="GoToLocalS5N2")
     assert {(row["success"], row["outcome"], row["steps"]) for row in lost} == {("", "error", "0")}
@@ -176,7 +187,7 @@ def test_episodes_lost_to_the_infrastructure_have_no_success(challenger, monkeyp
     before = hash_directory(challenger / "data/evaluation")
     monkeypatch.setattr(engine, "make", dead)
     with pytest.raises(DataError, match="no episode of the evaluation ended"):
-        run_evaluate(challenger, tiny_config(evaluate__looks=1))
+        run_evaluate(challenger, tiny_config(evaluate__looks=1, collect__max_errors=1.0))
     assert hash_directory(challenger / "data/evaluation") == before
 
 

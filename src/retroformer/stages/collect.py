@@ -14,7 +14,7 @@ from retroformer.pins import read_pins, verify
 from retroformer.progress import progress
 from retroformer.rollouts.engine import Conditions, Episode
 from retroformer.rollouts.workers import Player, play_all
-from retroformer.storage import replacing, write_json, write_trajectories
+from retroformer.storage import check_replaceable, replacing, write_json, write_trajectories
 from retroformer.types import Outcome, Trajectory
 
 
@@ -38,7 +38,8 @@ def collect(
     pins = read_pins(champion)
     pin = pins.train_from or pins.champion if config.policy == "train_from" else pins.champion
     verify(pin, champion.parent.parent)
-    for name in tasks.train:
+    check_replaceable(out)
+    for name in (*tasks.train, *tasks.held_out):
         make(name, text=tasks.text, actions=tasks.actions).close()
     plan = episodes_of(config, tasks, seed, pins.round)
     conditions = Conditions(seed, tasks.text, tasks.actions, config.environments, config.max_seconds)

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from retroformer.config import CollectConfig, DecideConfig, EvaluateConfig, TasksConfig
+from retroformer.environments import make
 from retroformer.environments.protocol import Mission
 from retroformer.environments.splits import seeds
-from retroformer.errors import DataError
+from retroformer.errors import DataError, EnvironmentFault
 from retroformer.evaluation.comparison import Difference, decided, paired_difference, planned_looks
 from retroformer.evaluation.intervals import stratified_mean
 from retroformer.pins import policy_hash, read_pins, verify
 from retroformer.progress import Progress, progress
 from retroformer.rollouts.engine import Conditions, Episode, Played
 from retroformer.rollouts.workers import Player, play_all
-from retroformer.storage import replacing, write_json
+from retroformer.storage import check_replaceable, replacing, write_json
 from retroformer.types import Outcome
 
 COLUMNS: tuple[str, ...] = (
@@ -71,13 +72,16 @@ def evaluate(
     another of the same room, greedy decoding, the random admissible agent, seeds that no gate uses (final) and tasks
     that nothing trains on (transfer). Actions are sampled unless said.
 
-    Returns the difference and its interval. Raises DataError where an episode is lost to the infrastructure too often
-    to pair any.
+    Returns the difference and its interval. Raises EnvironmentFault for an unknown task or where too many episodes
+    end in error, DataError where none can be paired.
     """
     pins = read_pins(champion)
     root = champion.parent.parent
     pin = verify(pins.champion, root)
     challenger_version = policy_hash(str(challenger))[:16]
+    check_replaceable(out)
+    for name in (*tasks.train, *tasks.held_out):
+        make(name, text=tasks.text, actions=tasks.actions).close()
     players = {
         "champion": Player(pin.policy if pin.scripted else str(root / pin.policy), collect.temperature),
         "challenger": Player(str(challenger), collect.temperature),
@@ -106,12 +110,12 @@ def evaluate(
             around.append(Part(name, players[name], "transfer", mission, tasks.held_out, 0, config.transfer))
     most = 2 * looks[-1] + sum(part.count for part in around)
     with progress("evaluate", most, "episodes") as shown:
-        rows += play_parts(around, conditions, collect.workers, seed, pins.round, shown)
+        rows += play_parts(around, conditions, collect, seed, pins.round, shown)
         for before, n in zip([0, *looks], looks, strict=False):
             parts = [
                 Part(name, player, "gate", "true", tasks.train, before, n - before) for name, player in players.items()
             ]
-            rows += play_parts(parts, conditions, collect.workers, seed, pins.round, shown)
+            rows += play_parts(parts, conditions, collect, seed, pins.round, shown)
             difference = compare(rows, config)
             history.append({"n": n, **{key: getattr(difference, key) for key in ("mean", "lower", "upper")}})
             history[-1]["difference"] = history[-1].pop("mean")
@@ -140,9 +144,17 @@ def evaluate(
 
 
 def play_parts(
-    parts: Iterable[Part], conditions: Conditions, workers: int, run_seed: int, round_number: int, shown: Progress
+    parts: Iterable[Part],
+    conditions: Conditions,
+    collect: CollectConfig,
+    run_seed: int,
+    round_number: int,
+    shown: Progress,
 ) -> list[Row]:
-    """Play the parts, spread over the workers; a row per episode, in the order of the parts."""
+    """Play the parts, spread over the workers; a row per episode, in the order of the parts.
+
+    Raises EnvironmentFault where more than the share `collect.max_errors` of them end in error.
+    """
     work: list[tuple[Player, list[Episode]]] = []
     owners: list[Part] = []
     for part in parts:
@@ -155,9 +167,17 @@ def play_parts(
         work.append((part.player, plan))
         owners += [part] * len(plan)
     rows: list[Row] = []
-    for _, played in play_all(work, conditions, workers):
+    errors = 0
+    for _, played in play_all(work, conditions, collect.workers):
         # They come in the order of the work.
         rows += [row_of(part, one) for part, one in zip(owners[len(rows) :], played, strict=False)]
+        failed = [one.trajectory for one in played if one.trajectory.outcome is Outcome.ERROR]
+        errors += len(failed)
+        if failed and errors > collect.max_errors * len(owners):
+            raise EnvironmentFault(
+                f"{errors} of {len(rows)} episodes of the evaluation ended in error, more than the share "
+                f"collect.max_errors = {collect.max_errors:g} of {len(owners)} allows; the last: {failed[-1].error}"
+            )
         shown.advance(len(played))
     return rows
 
