@@ -1,4 +1,6 @@
 import csv
+import errno
+import logging
 import math
 from collections import Counter
 from dataclasses import replace
@@ -130,6 +132,27 @@ def test_rows_that_cannot_be_read_as_a_trajectory_go_to_quarantine(tmp_path):
         (jumbled.id, "steps_out_of_order"),
     }
     assert read_trajectories(tmp_path / "out") == [good]
+
+
+def test_pages_that_cannot_be_written_stop_the_stage_in_one_sentence(tmp_path, monkeypatch, caplog):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = "great_expectations.data_context.store.html_site_store.HtmlSiteStore"
+    monkeypatch.setattr(f"{store}.set", full)
+    rollouts = write(tmp_path / "rollouts", [make_trajectory()])
+    with pytest.raises(DataError, match=r"Data Docs, .* cannot be written: \[Errno 28\] No space left on device"):
+        validate(CONFIG, rollouts=rollouts, out=tmp_path / "out")
+    assert all(entry.levelno < logging.ERROR for entry in caplog.records)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rollouts"]
+
+
+def test_a_page_that_is_not_there_after_all_stops_the_stage(tmp_path, monkeypatch):
+    store = "great_expectations.data_context.store.html_site_store.HtmlSiteStore"
+    monkeypatch.setattr(f"{store}.set", lambda *arguments, **options: None)
+    rollouts = write(tmp_path / "rollouts", [make_trajectory()])
+    with pytest.raises(DataError, match="Data Docs have 0 pages of the contract, expected one a table"):
+        validate(CONFIG, rollouts=rollouts, out=tmp_path / "out")
 
 
 def test_too_large_a_share_breaks_the_contract_and_leaves_everything_as_it_was(tmp_path):

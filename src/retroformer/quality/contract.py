@@ -8,6 +8,7 @@ instead. Results come in another order than the suite, so they are matched by th
 from __future__ import annotations
 
 import html
+import logging
 import os
 import re
 import sys
@@ -179,7 +180,22 @@ def build_docs(context: Any, docs: Path, report: ContractReport) -> None:
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
         },
     )
-    context.build_data_docs(site_names=[site])
+    failures: list[BaseException | str | None] = []
+
+    def note(entry: logging.LogRecord) -> bool:
+        # A page that cannot be written is logged with its whole traceback, and left out or cut short.
+        if failed := entry.levelno >= logging.ERROR:
+            failures.append(sys.exc_info()[1] or entry.getMessage())
+        return not failed
+
+    logger = logging.getLogger("great_expectations.render.renderer.site_builder")
+    logger.addFilter(note)
+    try:
+        context.build_data_docs(site_names=[site])
+    finally:
+        logger.removeFilter(note)
+    if failures:
+        raise DataError(f"Data Docs, the pages of the contract, cannot be written: {failures[0]}")
     for picture in docs.glob("static/images/*.gif"):
         picture.unlink()  # megabytes of how-to that no page shows
     stamp = RUN_TIME.strftime("%Y%m%dT%H%M%S.%fZ")
@@ -189,6 +205,8 @@ def build_docs(context: Any, docs: Path, report: ContractReport) -> None:
         text = re.sub(r"(collapse-body-)[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", r"\g<1>0", text)
         page.write_text(text, encoding="utf-8")
     pages = sorted(path.relative_to(docs).as_posix() for path in docs.glob("validations/**/*.html"))
+    if len(pages) != len(report.failures):
+        raise DataError(f"Data Docs have {len(pages)} pages of the contract, expected one a table")
     links = "".join(f'<li><a href="{page}">{page.split("/")[1]}: all results</a></li>' for page in pages)
     rows = "".join(
         f"<tr><td>{html.escape(one['name'])}</td><td>{'met' if one['success'] else '<b>broken</b>'}</td>"
