@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from retroformer.evaluation.comparison import decided, paired_difference, pairs_needed, planned_looks
+from retroformer.evaluation.comparison import decided, paired_difference, pairs_needed, planned_looks, variance_of_mean
 
 CHAMPION = {"a": [0, 0, 1, 1], "b": [1, 0, 0, 0, 1, None]}
 CHALLENGER = {"a": [1, 0, 1, 1], "b": [1, 1, 1, 0, None, None]}
@@ -150,3 +150,10 @@ def test_a_better_policy_is_found():
     ]
     assert sum(one.lower > 0 for one in ends) >= 80
     assert sum(one.n for one in ends) / len(ends) < 2048  # and looking early saves episodes
+
+
+def test_where_most_pairs_differ_the_variance_is_not_shrunk():
+    """Four pairs, two won and two lost: the sample's variance is 4/3, the corrected one only (4 + 1) / 6."""
+    assert variance_of_mean([1.0, 1.0, -1.0, -1.0]) == pytest.approx(4 / 3 / 4)
+    # Two that agree: the correction speaks, (0 + 1) / 4.
+    assert variance_of_mean([0.0, 0.0]) == pytest.approx(1 / 4 / 2)

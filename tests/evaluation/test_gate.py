@@ -5,10 +5,19 @@ import numpy as np
 import pytest
 
 from retroformer.config import DecideConfig
+from retroformer.evaluation import gate
 from retroformer.evaluation.comparison import Difference, TaskDifference, decided, paired_difference, planned_looks
-from retroformer.evaluation.gate import judge
+from retroformer.evaluation.intervals import Estimate
 
 CONFIG = DecideConfig(min_improvement=0.0, max_regression=0.1, max_swapped=0.6)
+
+
+def judge(difference, true, swapped, config, half=0.01):
+    """The verdict, success told the true and another mission given as means with an interval of +-`half`."""
+    true, swapped = (
+        None if mean is None else Estimate(mean, mean - half, mean + half, 500) for mean in (true, swapped)
+    )
+    return gate.judge(difference, true, swapped, config)
 
 
 def measured(mean, half, *, lost=0, tasks=()):
@@ -59,10 +68,19 @@ def test_a_proven_regression_of_one_task_keeps_the_champion():
 
 
 def test_ignoring_the_mission_keeps_the_champion():
-    found = judge(measured(0.10, 0.04), 0.80, 0.49, CONFIG)
+    # .60 of .80 +-.01 is .474 to .486.
+    found = judge(measured(0.10, 0.04), 0.80, 0.50, CONFIG)
     assert (found.verdict, found.judged_worse) == ("keep", True)
     assert "ignores its mission" in found.reason
-    assert judge(measured(0.10, 0.04), 0.80, 0.47, CONFIG).verdict == "promote"  # .60 of .80 is .48
+    assert judge(measured(0.10, 0.04), 0.80, 0.46, CONFIG).verdict == "promote"
+
+
+def test_whether_the_mission_is_followed_must_be_proven_either_way():
+    open_question = judge(measured(0.10, 0.04), 0.80, 0.47, CONFIG)
+    assert (open_question.verdict, open_question.judged_worse) == ("not_enough_evidence", False)
+    assert "not proven that it follows its mission" in open_question.reason
+    few = judge(measured(0.0, 0.3), 0.375, 0.312, CONFIG, half=0.25)  # 6 and 5 of 16
+    assert (few.verdict, few.judged_worse) == ("not_enough_evidence", False)
 
 
 def test_lost_episodes_are_no_evidence():
@@ -107,7 +125,7 @@ def judged(random, champion_rates, challenger_rates, swapped=0.1):
         difference = paired_difference(ours, theirs, 0.95, 4)
         if decided(difference, CONFIG.min_improvement, CONFIG.max_regression):
             break
-    return judge(difference, challenger.mean(), swapped, CONFIG)
+    return judge(difference, float(challenger.mean()), swapped, CONFIG)
 
 
 def test_says_yes_where_yes_is_right():

@@ -129,11 +129,6 @@ def make_round(data, *, number=3, each=24):
         "condition_on_return": False,
         "learning_rate": 0.003,
         "start": "fresh",
-        "baselines": [
-            {"name": "imitation of everything", "sampled": 0.55, "greedy": 0.77},
-            {"name": "imitation of successes", "sampled": 0.72, "greedy": 0.765},
-            {"name": "random admissible", "sampled": 0.15, "greedy": None},
-        ],
     }
     write(data / "training/train.json", trained)
 
@@ -262,7 +257,6 @@ def test_a_whole_round(tmp_path):
         "Final range: seeds that no gate ever used",
         "Score of the checkpoints",
         "Trajectories by tier",
-        "imitation of successes",
         "look 3: n 1024",
         "no_steps",
         "wall4 grey_ball@f5r1",
@@ -313,7 +307,7 @@ def make_hostile_round(data):
         "probabilities": {bad: 0.9, "1; color: red": bad},
     }
     write(data / "evaluation/samples/trajectories.json", [names | {"steps": [step, {**step, "probabilities": None}]}])
-    write(data / "training/train.json", {bad: bad, "stopped": bad, "baselines": [{"name": bad, bad: 0.5}]})
+    write(data / "training/train.json", {bad: bad, "stopped": bad})
     write_csv(data / "training/curve.csv", ("update", "loss", bad), [(1, 0.5, bad), (bad, 0.4, bad)])
     row = ["a", 3, bad, bad, "train", "success", 1.0, 7, 0.5, 1, 0.1, bad]
     write_csv(data / "batches/catalogue.csv", list(CATALOGUE), [row])

@@ -94,10 +94,10 @@ def test_pairs_are_matched_by_seed_and_not_by_order(tmp_path):
 
 
 def test_a_challenger_that_ignores_its_mission(tmp_path):
-    swapped = rows_of("challenger", "s" * 25 + "f" * 15, mission="shuffled")
+    swapped = rows_of("challenger", "s" * 38 + "f" * 2, mission="shuffled")
     verdict = run(tmp_path, BETTER[:80] + swapped)
     assert (verdict["verdict"], verdict["judged_worse"]) == ("keep", True)
-    assert "0.625" in verdict["reason"]
+    assert "0.950" in verdict["reason"]
     assert "0.750" in verdict["reason"]
 
 

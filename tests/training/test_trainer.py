@@ -1,3 +1,4 @@
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -342,3 +343,27 @@ def test_the_failures_of_a_task_draw_it_more_often():
     share = sum(id.startswith("s") and len(id) == 2 for id in drawn) / 4000
     # Half of P6N3 failed, none of P5N2: weights 0.65 and 0.15.
     assert share == pytest.approx(0.15 / 0.8, abs=0.03)
+
+
+def test_a_damaged_resume_file_is_as_good_as_none(tmp_path):
+    whole = trainer([*MANY, *ASIDE], **RUN)
+    whole.run(tmp_path / "whole", silent)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "trainer.pt").write_bytes(b"PK\x03\x04 cut short")
+    told = []
+    again = trainer([*MANY, *ASIDE], **RUN)
+    again.run(broken, lambda count, note: told.append(note))
+    assert "resumed" not in told
+    assert_same(outcome_of(again), outcome_of(whole))
+
+
+def test_a_full_disk_says_so_and_leaves_no_half_of_a_resume_file(tmp_path, monkeypatch):
+    def full(self, data):
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        trainer([*MANY, *ASIDE], **RUN).run(tmp_path, silent)
+    assert list(tmp_path.iterdir()) == []

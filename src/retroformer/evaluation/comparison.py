@@ -106,12 +106,18 @@ def pairs(task: str, champion: Sequence[float | None], challenger: Sequence[floa
 
 
 def variance_of_mean(differences: Sequence[float]) -> float:
-    """Variance of a task's mean difference, half a pair added to each cell of the table; see `paired_difference`."""
+    """Variance of a task's mean difference, half a pair added to each cell of the table; see `paired_difference`.
+
+    Where most pairs differ that correction would shrink the variance: then the sample's own, unbiased, stands.
+    """
     n = len(differences)
     if n == 0:
         return 1.0
+    squares = math.fsum(d * d for d in differences)
     mean = math.fsum(differences) / (n + 2)
-    return ((math.fsum(d * d for d in differences) + 1) / (n + 2) - mean**2) / n
+    corrected = (squares + 1) / (n + 2) - mean**2
+    plain = (squares - math.fsum(differences) ** 2 / n) / (n - 1) if n > 1 else 0.0
+    return max(corrected, plain) / n
 
 
 def quantile(freedom: float, alpha: float) -> float:

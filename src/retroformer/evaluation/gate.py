@@ -3,10 +3,11 @@
 In this order, the first that holds decides:
 
 1. too many episodes or the whole control were lost      not enough evidence
-2. the challenger does as well with the wrong mission    keep, judged worse
+2. the challenger is proven to ignore its mission        keep, judged worse
 3. the difference is proven negative                     keep, judged worse
 4. one task is proven to have fallen too far             keep, judged worse
-5. the difference is proven above the asked improvement  promote
+5. the difference is proven above the asked improvement  promote; not enough evidence while it is open
+                                                         whether the challenger follows its mission
 6. the difference is proven not above it                 keep
 7. otherwise                                             not enough evidence
 """
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 from retroformer.config import DecideConfig
 from retroformer.evaluation.comparison import MIN_PAIRS, Difference, TaskDifference, pairs_needed
+from retroformer.evaluation.intervals import Estimate
 
 MAX_LOST = 0.1
 """Share of the pairs that may be lost. What breaks is seldom a random tenth: beyond it the rest is a selection."""
@@ -56,12 +58,13 @@ class Verdict:
 
 
 def judge(
-    difference: Difference, true_success: float | None, swapped_success: float | None, config: DecideConfig
+    difference: Difference, true_success: Estimate | None, swapped_success: Estimate | None, config: DecideConfig
 ) -> Verdict:
     """The verdict on a challenger.
 
     `difference`: challenger minus champion on the same seeds. `true_success` and `swapped_success`: the challenger's
-    mean success over tasks (0..1) told the true mission, and told another one; None where every episode was lost.
+    mean success over tasks (0..1) told the true mission, and told another one, with their intervals; None where every
+    episode was lost.
     """
 
     def verdict(kind: Literal["promote", "keep", "not_enough_evidence"], reason: str, worse: bool = False) -> Verdict:
@@ -85,13 +88,13 @@ def judge(
         )
     if true_success is None or swapped_success is None:
         return verdict("not_enough_evidence", "Every episode with a swapped mission was lost: the control is missing.")
-    if swapped_success > config.max_swapped * true_success:
-        return verdict(
-            "keep",
-            f"The challenger ignores its mission: told the wrong one it still succeeds at {swapped_success:.3f}, "
-            f"against {true_success:.3f} told the true one (at most {config.max_swapped:g} of it is allowed).",
-            worse=True,
-        )
+    told = (
+        f"told the wrong one it succeeds at {swapped_success.mean:.3f} (interval {swapped_success.lower:.3f} to "
+        f"{swapped_success.upper:.3f}), told the true one at {true_success.mean:.3f}; at most "
+        f"{config.max_swapped:g} of that is allowed"
+    )
+    if swapped_success.lower > config.max_swapped * true_success.upper:
+        return verdict("keep", f"The challenger ignores its mission: {told}.", worse=True)
     if difference.upper < 0:
         return verdict("keep", f"The challenger is worse than the champion by {measured}.", worse=True)
     fallen = min(difference.per_task, key=lambda task: task.upper)
@@ -103,6 +106,11 @@ def judge(
             worse=True,
         )
     if difference.lower > config.min_improvement:
+        if swapped_success.upper > config.max_swapped * true_success.lower:
+            return verdict(
+                "not_enough_evidence",
+                f"The challenger is better by {measured}, but it is not proven that it follows its mission: {told}.",
+            )
         return verdict("promote", f"The challenger is better by {measured}, proven above {config.min_improvement:g}.")
     if difference.upper <= config.min_improvement:
         return verdict("keep", f"The difference is {measured}, proven not above {config.min_improvement:g}.")

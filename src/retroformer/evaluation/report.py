@@ -74,8 +74,7 @@ def write_report(
         "levels": level_bars(tables),
         "looks": looks(report),
         "training": training_figures(training / "curve.csv", trained),
-        "train": facts(trained, leave=("baselines",)),
-        "baselines": grid((trained or {}).get("baselines")),
+        "train": facts(trained),
         "curriculum": curriculum_figures(training / "schedule.csv", catalogue),
         "validate": facts(optional(validated / "validate.json")),
         "collect": facts(optional(rollouts / "collect.json")),
@@ -323,11 +322,11 @@ def clip(words: Any, most: int = MAX_TEXT) -> str:
     return words if len(words) <= most else f"{words[:most]} … ({len(words) - most:,} characters more)"
 
 
-def facts(report: Any, leave: Sequence[str] = ()) -> dict[str, Any] | None:
+def facts(report: Any) -> dict[str, Any] | None:
     """A small report in pieces: `plain` name -> words, `tables` name -> table; None where there is no report."""
     if not isinstance(report, dict):
         return None
-    own = {key.replace("_", " "): value for key, value in report.items() if key not in leave}
+    own = {key.replace("_", " "): value for key, value in report.items()}
     nested = {key: value for key, value in own.items() if isinstance(value, dict | list) and value}
     plain = {key: worded(value) for key, value in own.items() if key not in nested}
     return {"plain": plain, "tables": {key: grid(value) for key, value in nested.items()}}

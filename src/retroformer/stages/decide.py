@@ -11,7 +11,7 @@ from retroformer.errors import DataError
 from retroformer.evaluation.comparison import paired_difference
 from retroformer.evaluation.episodes import Played, read_episodes
 from retroformer.evaluation.gate import judge
-from retroformer.evaluation.intervals import stratified_mean
+from retroformer.evaluation.intervals import Estimate, stratified_mean
 from retroformer.evaluation.report import write_report
 from retroformer.storage import read_json, replacing, write_json
 
@@ -63,7 +63,7 @@ def decide(
     if other_tasks:
         raise DataError(f"{path}: {min(other_tasks)} was not played with both the true and the shuffled mission")
     difference = paired_difference(by_task(champion), by_task(challenger), evaluate.confidence, evaluate.looks)
-    true, told_wrong = (mean_over_tasks(found) for found in (challenger, swapped))
+    true, told_wrong = (mean_over_tasks(found, evaluate.confidence) for found in (challenger, swapped))
     verdict = {"round": round_number, **judge(difference, true, told_wrong, config).to_dict()}
     with replacing(out) as folder:
         write_json(folder / "verdict.json", verdict)
@@ -93,11 +93,11 @@ def scores(path: Path, episodes: Iterable[Played], policy: str, mission: str) ->
     return found
 
 
-def mean_over_tasks(found: dict[tuple[str, int], float | None]) -> float | None:
+def mean_over_tasks(found: dict[tuple[str, int], float | None], confidence: float) -> Estimate | None:
     """Success with tasks weighted equally, None where every episode was lost."""
     if all(score is None for score in found.values()):
         return None
-    return stratified_mean(by_task(found), confidence=0.95).mean
+    return stratified_mean(by_task(found), confidence)
 
 
 def by_task(found: dict[tuple[str, int], float | None]) -> dict[str, list[float | None]]:

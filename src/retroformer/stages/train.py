@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retroformer.config import PolicyConfig, TrainConfig
-from retroformer.errors import ConfigError, DataError
+from retroformer.errors import ConfigError, DataError, EnvironmentFault
 from retroformer.pins import Pin, read_pins, verify
 from retroformer.progress import progress
 from retroformer.storage import read_trajectories, replacing, resume_folder, write_json
@@ -62,12 +62,17 @@ def train(
     else:
         layout = Layout(condition_on_return=config.condition_on_return)
         model = build(policy, words_of(trajectories), seed=seed, layout=layout)
+    width = model.model.config.hidden_size
+    if start is not None and not policy.model and width != policy.width:
+        raise ConfigError(
+            f"policy.width is {policy.width}, {start.policy}, from which data/champion.json trains on, has {width}; "
+            "a policy keeps its size: set policy.width to that, or train_from to null to start afresh"
+        )
     if model.layout.condition_on_return != config.condition_on_return:
         raise ConfigError(
             f"train.condition_on_return is {config.condition_on_return}, the policy to train on from was made with "
             f"{model.layout.condition_on_return}; a policy keeps the prompt that it began with"
         )
-    width = model.model.config.hidden_size
     torch.set_num_threads(threads_for(width))
     head = new_value_head(width)
     if start is not None and (root / start.policy / VALUE_HEAD).is_file():
@@ -122,7 +127,7 @@ def train(
 
 
 def words_of(trajectories: list[Any]) -> list[str]:
-    """Every word of the history and, where the environment can name them, those that it may still say."""
+    """Every word of the history and, where its environments can name them, those that they may still say."""
     from retroformer.environments import lexicon
 
     names = sorted({f"{one.task.environment}:{one.task.name}" for one in trajectories})
@@ -131,7 +136,10 @@ def words_of(trajectories: list[Any]) -> list[str]:
     actions = {action for one in trajectories for step in one.steps for action in step.admissible_actions or ()}
     words |= {word for action in actions for word in action.split()}
     for text in ("compact", "plain"):
-        known = lexicon(names, text, "words" if any(" " in action for action in actions) else "token")
+        try:
+            known = lexicon(names, text, "words" if any(" " in action for action in actions) else "token")
+        except EnvironmentFault:  # logs of an environment that is not here
+            break
         if words <= set(known):
             return sorted(known)
     return sorted(words)

@@ -6,8 +6,10 @@ that the next update depends on is in `Trainer.state`: a run that was killed and
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,8 +101,7 @@ class Trainer:
         """
         total = self.config.updates
         saved = resume / "trainer.pt"
-        if saved.is_file():
-            self.restore(torch.load(saved, weights_only=True))
+        if self._resumed(saved):
             advance(self.done, "resumed")
         point, save = max(1, total // POINTS), max(1, total // SAVES)
         choices = {round(total * (k + 1) / self.config.checkpoints) for k in range(self.config.checkpoints)}
@@ -116,9 +117,7 @@ class Trainer:
             if self.done in choices and self.stopped is None:
                 self._consider()
             if self.done % save == 0 and self.done < total:
-                resume.mkdir(parents=True, exist_ok=True)
-                torch.save(self.state(), saved.with_suffix(".new"))
-                os.replace(saved.with_suffix(".new"), saved)
+                self._save(saved)
             shown = self.curve[-1] if self.curve else {}
             advance(
                 1, " ".join(f"{k} {shown[k]:.2f}" for k in ("agreement", "entropy", "kl") if shown.get(k) is not None)
@@ -127,6 +126,31 @@ class Trainer:
             raise TrainingStopped(f"training stopped at update {self.done} before its first checkpoint: {self.stopped}")
         self.policy.model.load_state_dict(self.best["model"])
         self.value_head.load_state_dict(self.best["value_head"])
+
+    def _save(self, path: Path) -> None:
+        """Write down where the run is, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # By way of memory: where the disk is full, torch's own writer hides that this is the reason.
+        buffer, new = io.BytesIO(), path.with_suffix(".new")
+        torch.save(self.state(), buffer)
+        try:
+            new.write_bytes(buffer.getbuffer())
+            os.replace(new, path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+
+    def _resumed(self, path: Path) -> bool:
+        """Go on from what `_save` left, if it is there and whole; a damaged one is as good as none."""
+        if not path.is_file():
+            return False
+        try:
+            state = torch.load(path, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            path.unlink()
+            return False
+        self.restore(state)
+        return True
 
     def update(self) -> None:
         """One gradient update on one minibatch of replayed trajectories."""
