@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from retroformer.config import load_config
-from retroformer.storage import read_json, resume_folder, write_text
+from retroformer.storage import read_json, resume_folder, write_json, write_text
+from studies.arms import PINS, first_pins
 
 ROOT = Path(".resume/studies")
 ROUNDS = 4
@@ -28,13 +30,31 @@ def run(seed: int) -> list[Round]:
     """Bring the number of closed rounds of a seed's clone to ROUNDS; returns them."""
     folder = clone_of(seed)
     if not (folder / ".git").is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["git", "clone", "--quiet", ".", str(folder)], check=True)
-        params = folder / "params.yaml"
-        write_text(params, re.sub(r"(?m)^seed: .*", f"seed: {seed}", params.read_text()))
+        clone(folder, seed)
     words = [sys.executable, "flows/improve.py", "--rounds", str(ROUNDS)]
     subprocess.run(words, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     return closed(seed)
+
+
+def clone(folder: Path, seed: int) -> None:
+    """The committed project without its rounds, with the seed in params.yaml.
+
+    Raises SystemExit where what decides a round is not committed: the folder is named by the files as they are.
+    """
+    words = ["git", "status", "--porcelain", "--", "src", "flows", "dvc.yaml", "params.yaml"]
+    changed = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split("\n")[:-1]
+    if changed:
+        raise SystemExit(f"the study runs in clones of what is committed; commit these first: {', '.join(changed)}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    subprocess.run(["git", "clone", "--quiet", ".", str(new)], check=True)
+    params = new / "params.yaml"
+    write_text(params, re.sub(r"(?m)^seed: .*", f"seed: {seed}", params.read_text()))
+    write_json(new / PINS, first_pins())
+    for path in (new / "data/rounds.csv", new / "dvc.lock", *(new / "data/history").glob("*.dvc")):
+        path.unlink(missing_ok=True)
+    new.rename(folder)
 
 
 def closed(seed: int) -> list[Round]:

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from project import FIRST_PINS, HERE, make_project, run
+from retroformer.storage import read_json, write_json, write_text
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(HERE))  # the studies are no part of the installed package
+    return importlib.import_module("studies.rounds")
+
+
+@pytest.fixture
+def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose first round is closed and committed; its data lies elsewhere."""
+    root = make_project(tmp_path / "project")
+    write_json(root / "data/champion.json", {**FIRST_PINS, "closed_rounds": 1})
+    for name in ("data/rounds.csv", "data/history/round-0001.dvc", "dvc.lock"):
+        write_text(root / name, "")
+    run(root, "git", "add", "--all")
+    run(root, "git", "commit", "--quiet", "--message", "start")
+    monkeypatch.chdir(root)
+    return root
+
+
+def test_a_clone_has_its_seed_and_no_rounds(rounds: ModuleType, committed: Path, tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    rounds.clone(clone, 7)
+    assert "\nseed: 7\n" in (clone / "params.yaml").read_text()
+    assert read_json(clone / "data/champion.json") == FIRST_PINS
+    assert not (clone / "data/rounds.csv").exists()
+    assert [path.name for path in (clone / "data/history").iterdir()] == ["README.md"]
+
+
+def test_what_is_not_committed_is_refused(rounds: ModuleType, committed: Path, tmp_path: Path) -> None:
+    write_text(committed / "src/retroformer/new.py", "")
+    with pytest.raises(SystemExit, match=r"commit these first: \?\? src/retroformer/new.py"):
+        rounds.clone(tmp_path / "clone", 7)
+    assert not (tmp_path / "clone").exists()
