@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
 import shutil
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from project import TASKS, episodes
+from project import HERE, TASKS, episodes, run
 from retroformer.config import PolicyConfig
 from retroformer.pins import read_pins
 from retroformer.tracking import mlflow_view, record
@@ -91,6 +95,30 @@ def load_and_ask(root: Path) -> None:
 
 def test_the_champion_is_served_with_the_probabilities_that_it_acts_by(registered: Path) -> None:
     load_and_ask(registered)
+
+
+def test_a_version_brings_the_package_and_asks_an_index_only_for_others(registered: Path, tmp_path: Path) -> None:
+    mlflow_view.client(registered)
+    import mlflow
+
+    model = Path(mlflow.artifacts.download_artifacts(f"models:/{mlflow_view.NAME}@champion", dst_path=str(tmp_path)))
+    asked = [Requirement(line) for line in (model / "requirements.txt").read_text().splitlines()]
+    assert {one.name for one in asked} == set(mlflow_view.SERVING)
+    assert all(one.specifier.contains(version(one.name)) for one in asked)
+    assert not any("+" in str(one) for one in asked)
+    # In a process that has no other copy of the package: the installed one is shut out.
+    program = f"""
+import json, sys
+sys.path = [one for one in sys.path if one != {str(HERE / "src")!r}]
+import mlflow
+served = mlflow.pyfunc.load_model({str(model)!r})
+import retroformer
+print(json.dumps([retroformer.__file__, served.predict([{SITUATION!r}])[0]["action"]]))
+"""
+    told = run(tmp_path, sys.executable, "-c", program).splitlines()[-1]
+    source, action = json.loads(told)
+    assert Path(source).is_relative_to(model / "code")
+    assert action in ("left", "right")
 
 
 def test_a_moved_project_finds_its_models(registered: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ FIGURES = (
     "upper",
     "n",
 )
+
+SERVING = (
+    "mlflow",
+    "numpy",
+    "pyarrow",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+"""What served_policy.py needs, with all that it imports of this package."""
 
 
 def uri(version: str) -> str:
@@ -139,15 +153,20 @@ def log_policy(root: Path) -> str:
     """Log the challenger's checkpoint as a model that chooses actions; its URI."""
     import mlflow
 
-    from retroformer import __version__
-
     info = mlflow.pyfunc.log_model(
         name="policy",
         python_model=str(Path(__file__).with_name("served_policy.py")),
         artifacts={"checkpoint": str((root / "data/challenger").resolve())},
-        pip_requirements=[f"retroformer=={__version__}"],
+        # This package itself travels with the model: its name on an index need not be this project.
+        code_paths=[str(Path(__file__).parents[1])],
+        pip_requirements=[f"{name}=={release(name)}" for name in SERVING],
     )
     return info.model_uri
+
+
+def release(package: str) -> str:
+    """The installed version as an index knows it, without what was built locally (``+cpu``)."""
+    return version_of(package).partition("+")[0]
 
 
 def log_dataset(root: Path, facts: dict[str, Any]) -> None:
