@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +133,10 @@ def test_a_misspelt_parameter_in_the_file_names_the_nearest(capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "data/x"), "the disk is full: data/x"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "data/x"),
+            "the disk is full: data/x; nothing of this step was kept",
+        ),
         (OSError(errno.EFBIG, "File too large"), "a file would grow beyond the allowed size"),
         (PermissionError(errno.EACCES, "Permission denied", "data/x"), "permission denied: data/x"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on device"),
@@ -162,3 +167,26 @@ def test_a_defect_keeps_its_traceback_and_is_not_taken_for_a_kill(monkeypatch: p
     with pytest.raises(ZeroDivisionError):
         cli.main(["validate"])
     assert take_failure()["code"] == 1
+
+
+def test_a_full_terminal_is_not_a_step_that_was_lost(in_a_project: Path) -> None:
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "retroformer", "--help"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert "retroformer: error: the disk is full\n" in done.stderr
+    assert "nothing of this step" not in done.stderr
+
+
+def test_away_from_a_project_nothing_is_written(in_a_project: Path) -> None:
+    (in_a_project / "params.yaml").unlink()
+    assert cli.main(["colect"]) == 2
+    assert not (in_a_project / ".resume").exists()
+
+
+def test_an_interrupt_while_modules_are_imported_is_one_line(in_a_project: Path) -> None:
+    (in_a_project / "yaml.py").write_text("raise KeyboardInterrupt")  # config imports it
+    words = [sys.executable, "-c", "from retroformer.__main__ import main; raise SystemExit(main())"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.strip().startswith("retroformer: interrupted")
+    assert "Traceback" not in done.stderr

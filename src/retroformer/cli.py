@@ -234,7 +234,13 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
         elif values[parameter] is not None:
             call[parameter] = Path(values[parameter])
     started = time.monotonic()
-    result = function(**call)
+    try:
+        result = function(**call)
+    except OSError as error:
+        # A stage's outputs are written whole or not at all; what goes wrong after it is another matter.
+        if told := user_fault(error):
+            raise RetroformerError(f"{told}; nothing of this step was kept") from error
+        raise
     record_seconds(name, time.monotonic() - started)
     if result:
         print(f"{name}: " + ", ".join(f"{key} {short(value)}" for key, value in result.items() if scalar(value)))
@@ -306,7 +312,7 @@ def user_fault(error: BaseException) -> str | None:
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in USER_ERRNOS:
         place = f": {error.filename}" if error.filename else ""
-        return f"{USER_ERRNOS[error.errno]}{place}; nothing of this step was kept"
+        return f"{USER_ERRNOS[error.errno]}{place}"
     words = str(error).lower()
     if isinstance(error, Exception) and any(fault in words for fault in USER_FAULTS):
         return " ".join(str(error).split())

@@ -35,9 +35,11 @@ def read_seconds(number: int, root: Path = Path(".")) -> dict[str, float]:
 
 
 def record_failure(command: str, code: int, message: str, root: Path = Path(".")) -> None:
-    """Remember why a command failed. Where even this cannot be written (a full disk), it is left out."""
+    """Remember why a command failed. Away from a project, and where nothing can be written, it is left out."""
     from retroformer.storage import write_json
 
+    if not (root / "params.yaml").is_file():
+        return
     try:
         write_json(root / FAILURE, {"command": command, "code": code, "message": message})
     except OSError:
