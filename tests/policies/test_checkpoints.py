@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 
@@ -106,12 +107,69 @@ def test_what_cannot_be_loaded_is_named(saved, tmp_path):
         ("model.safetensors", "cut", PolicyError, "cannot load a language model"),
         ("retroformer.json", "{", DataError, "is not JSON"),
         ("retroformer.json", '{"layout": {"tsk": ""}}', PolicyError, "does not hold a layout"),
+        ("retroformer.json", "[]", PolicyError, "does not hold a layout"),
     ):
         broken = tmp_path / f"broken-{len(list(tmp_path.iterdir()))}"
         shutil.copytree(folder, broken)
         (broken / name).write_text(content)
         with pytest.raises(error, match=message):
             load(broken)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_size", 32, r"the weights .* have another shape than config\.json says"),
+        ("num_hidden_layers", 2, r"there are no weights model\.layers\.1\..*, which config\.json asks for"),
+        ("num_attention_heads", 3, "cannot load a language model"),
+        ("num_hidden_layers", "two", "cannot load a language model"),
+    ],
+)
+def test_a_config_of_other_weights_is_refused(saved, tmp_path, key, value, message, capfd):
+    folder = shutil.copytree(saved[1], tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(PolicyError, match=message):
+        load(folder)
+    assert "LOAD REPORT" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("task", "{0}", r"layout\.task is '\{0\}', expected text with \{task\} in it"),
+        ("task", "{", r"layout\.task is"),
+        ("task", 5, r"layout\.task is 5"),
+        ("observation", "{task}", r"layout\.observation is '\{task\}', expected text with \{observation\} in it"),
+        ("action", "{action.x}", r"layout\.action is"),
+        ("action", "always this", r"layout\.action is 'always this'"),
+        ("target_return", "high", r"layout\.target_return is 'high', expected a number"),
+    ],
+)
+def test_a_layout_that_cannot_be_filled_in_is_refused(saved, tmp_path, key, value, message):
+    folder = shutil.copytree(saved[1], tmp_path / "other")
+    settings = json.loads((folder / "retroformer.json").read_text())
+    settings["layout"][key] = value
+    (folder / "retroformer.json").write_text(json.dumps(settings))
+    with pytest.raises(PolicyError, match=rf"retroformer\.json: {message}"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("offline", "message"),
+    [
+        (True, "it is not a local folder, and not whole in the local cache; with HF_HUB_OFFLINE=0"),
+        (False, "no network"),
+    ],
+)
+def test_a_model_that_is_not_here_says_how_it_may_be_had(monkeypatch, offline, message):
+    def unreachable(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", unreachable)
+    monkeypatch.setattr("retroformer.policies.checkpoints.HF_HUB_OFFLINE", offline)
+    with pytest.raises(PolicyError, match=f"from nobody/nothing: {message}"):
+        load("nobody/nothing")
 
 
 def test_a_foreign_model_is_told_in_sentences(tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -28,6 +28,7 @@ from retroformer.policies.tree import Window
 from retroformer.storage import hash_directory, read_json
 
 transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
 SPECIAL = ("<pad>", "<unk>")
 TREE_TOLERANCE = 1e-3
 """Nats. Above what rounding explains in fp32, below what a wrong mask gives."""
@@ -114,15 +115,31 @@ def load(source: str | Path, *, layout: Layout | None = None) -> LanguageModelPo
             options["length_normalised"] = settings["length_normalised"]
         except (KeyError, TypeError) as error:
             raise PolicyError(f"{own} does not hold a layout and length_normalised: {error}") from None
+        check_layout(own, layout)
     elif layout is None:
         layout = Layout.sentences()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # so that they are told below, not in a table of the library's
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise PolicyError(f"cannot load a language model from {source}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # whatever a folder that is damaged makes the library raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, OSError) and not directory.is_dir() and HF_HUB_OFFLINE:
+            reason = (
+                "it is not a local folder, and not whole in the local cache; "
+                "with HF_HUB_OFFLINE=0 in the environment it may be downloaded"
+            )
+        raise PolicyError(f"cannot load a language model from {source}: {reason}") from None
+    for name, *_ in info["mismatched_keys"]:
+        raise PolicyError(f"{source}: the weights {name} have another shape than config.json says")
+    for name in sorted(info["missing_keys"]):
+        raise PolicyError(f"{source}: there are no weights {name}, which config.json asks for")
     known = len(model.get_input_embeddings().weight)
     if len(tokenizer) > known:
         raise PolicyError(
@@ -137,6 +154,21 @@ def load(source: str | Path, *, layout: Layout | None = None) -> LanguageModelPo
             f"more than {TREE_TOLERANCE:g}; the model ignores the attention mask, so it cannot be used"
         )
     return policy
+
+
+def check_layout(path: Path, layout: Layout) -> None:
+    """Raise PolicyError where a template of a layout that was read from `path` does not take its piece."""
+    piece = "<piece>"
+    for name in ("task", "observation", "action"):
+        template = getattr(layout, name)
+        try:
+            sound = piece in template.format(**{name: piece})
+        except (AttributeError, IndexError, KeyError, ValueError):
+            sound = False
+        if not sound:
+            raise PolicyError(f"{path}: layout.{name} is {template!r}, expected text with {{{name}}} in it")
+    if not isinstance(layout.target_return, int | float):
+        raise PolicyError(f"{path}: layout.target_return is {layout.target_return!r}, expected a number")
 
 
 @torch.no_grad()
