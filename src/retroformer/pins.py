@@ -74,7 +74,7 @@ def read_pins(path: Path = Path("data/champion.json")) -> Pins:
         raise DataError(f"{path}: closed_rounds is {pins.closed_rounds!r}, expected a whole number from 0")
     for name, pin in (("champion", pins.champion), ("train_from", pins.train_from)):
         for field, found in asdict(pin).items() if pin else ():
-            if not isinstance(found, str) or not (found or field == "uri"):
+            if not isinstance(found, str) or (field == "policy" and not found):
                 raise DataError(f"{path}: {name}.{field} is {found!r}, expected text")
     return pins
 
