@@ -34,7 +34,7 @@ def read_catalogue(path: Path) -> pd.DataFrame:
     """Read the catalogue. Raises DataError that names what is missing or not a number.
 
     Ids are read as text: some have digits alone, or look like a number with an exponent. Each stands once, and where
-    the tables lie beside the catalogue, they have it.
+    the tables lie beside the catalogue, they have what may be sampled.
     """
     try:
         catalogue = pd.read_csv(path, dtype="str", keep_default_na=False, encoding="utf-8")
@@ -50,12 +50,15 @@ def read_catalogue(path: Path) -> pd.DataFrame:
     ids = catalogue["trajectory_id"]
     if ids.duplicated().any():
         raise DataError(f"{path} has {ids[ids.duplicated()].iloc[0]} more than once")
+    try:
+        catalogue = catalogue.reindex(columns=list(COLUMNS)).astype(COLUMNS)
+    except ValueError as error:
+        raise DataError(f"{path} has a cell that is not a number: {error}") from None
+    # What may not be sampled is listed too, and the tables may lack it.
+    ids = catalogue["trajectory_id"][catalogue["probability"] > 0]
     episodes = Path(path).with_name("episodes.parquet")
     if episodes.exists():
         unknown = ids[~ids.isin(read_table(episodes, EPISODES)["trajectory_id"].to_pylist())]
         if len(unknown):
             raise DataError(f"{path} has {unknown.iloc[0]}, which {episodes} does not have; run curate again")
-    try:
-        return catalogue.reindex(columns=list(COLUMNS)).astype(COLUMNS)
-    except ValueError as error:
-        raise DataError(f"{path} has a cell that is not a number: {error}") from None
+    return catalogue
