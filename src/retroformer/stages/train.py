@@ -11,7 +11,7 @@ from retroformer.config import PolicyConfig, TrainConfig
 from retroformer.errors import ConfigError, DataError, EnvironmentFault
 from retroformer.pins import Pin, read_pins, verify
 from retroformer.progress import progress
-from retroformer.storage import read_trajectories, replacing, resume_folder, write_json
+from retroformer.storage import check_replaceable, read_trajectories, replacing, resume_folder, write_json
 
 VALUE_HEAD = "value_head.safetensors"
 
@@ -40,6 +40,8 @@ def train(
     start = pins.train_from or (None if pins.champion.scripted else pins.champion)
     if start is not None:
         verify(start, root)
+    for folder in (out, training):
+        check_replaceable(folder)
     resume = resume_folder("train", [batches, champion], [config, policy, seed], root)
 
     import torch
