@@ -37,7 +37,7 @@ def play_champion(policy: str) -> dict[str, Any]:
     conditions = Conditions(config.seed, tasks.text, tasks.actions, collect.environments, collect.max_seconds)
     part = Part("champion", Player(policy, collect.temperature), "final", "true", tasks.train, 0, config.evaluate.final)
     with progress("drift", part.count, "episodes") as shown:
-        rows = play_parts([part], conditions, collect.workers, config.seed, 1, shown)
+        rows = play_parts([part], conditions, collect, config.seed, 1, shown)
     return summarise(rows, config.evaluate.confidence)[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -47,7 +48,7 @@ def read_catalogue(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}")
     if catalogue.empty:
         raise DataError(f"{path} has no row below its header; run curate again")
-    ids = catalogue["trajectory_id"]
+    ids: Any = catalogue["trajectory_id"]
     if ids.duplicated().any():
         raise DataError(f"{path} has {ids[ids.duplicated()].iloc[0]} more than once")
     try:
@@ -55,7 +56,7 @@ def read_catalogue(path: Path) -> pd.DataFrame:
     except ValueError as error:
         raise DataError(f"{path} has a cell that is not a number: {error}") from None
     # What may not be sampled is listed too, and the tables may lack it.
-    ids = catalogue["trajectory_id"][catalogue["probability"] > 0]
+    ids = catalogue.loc[catalogue["probability"] > 0, "trajectory_id"]
     episodes = Path(path).with_name("episodes.parquet")
     if episodes.exists():
         unknown = ids[~ids.isin(read_table(episodes, EPISODES)["trajectory_id"].to_pylist())]

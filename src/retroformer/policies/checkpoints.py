@@ -120,7 +120,7 @@ def load(source: str | Path, *, layout: Layout | None = None) -> LanguageModelPo
         layout = Layout.sentences()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             trust_remote_code=False,
             use_safetensors=True,
@@ -128,6 +128,7 @@ def load(source: str | Path, *, layout: Layout | None = None) -> LanguageModelPo
             ignore_mismatched_sizes=True,  # so that they are told below, not in a table of the library's
             output_loading_info=True,
         )
+        model, info = loaded
     except Exception as error:  # whatever a folder that is damaged makes the library raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, OSError) and not directory.is_dir() and HF_HUB_OFFLINE:

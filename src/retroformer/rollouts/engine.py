@@ -185,7 +185,9 @@ def _observe(partial: Partial, observation: Any, info: dict[str, Any]) -> None:
     partial.observation, partial.admissible = observation, tuple(actions)
 
 
-def _advance(partial: Partial, choice: Choice, conditions: Conditions) -> tuple[StopReason, Outcome, str | None] | None:
+def _advance(
+    partial: Partial, choice: Choice | PolicyError, conditions: Conditions
+) -> tuple[StopReason, Outcome, str | None] | None:
     """Do the chosen action; None where the episode goes on."""
     assert partial.environment is not None
     if isinstance(choice, PolicyError):
