@@ -15,6 +15,7 @@ from retroformer.environments.protocol import Mission
 from retroformer.environments.splits import seeds
 from retroformer.errors import DataError, EnvironmentFault
 from retroformer.evaluation.comparison import Difference, decided, paired_difference, planned_looks
+from retroformer.evaluation.episodes import COLUMNS
 from retroformer.evaluation.intervals import stratified_mean
 from retroformer.pins import policy_hash, read_pins, verify
 from retroformer.progress import Progress, progress
@@ -23,18 +24,6 @@ from retroformer.rollouts.workers import Player, play_all
 from retroformer.storage import check_replaceable, replacing, write_json
 from retroformer.types import Outcome
 
-COLUMNS: tuple[str, ...] = (
-    "policy",
-    "range",
-    "mission",
-    "decoding",
-    "family",
-    "task",
-    "seed",
-    "success",
-    "outcome",
-    "steps",
-)
 SAMPLES = 8
 """Whole trajectories kept for people to read, with the probability of every action."""
 Row = dict[str, Any]

@@ -23,6 +23,7 @@ import yaml
 
 from retroformer.errors import DataError
 from retroformer.storage import EPISODES, read_json, read_table
+from retroformer.tracking.record import FIGURES
 
 NAME = "retroformer"
 """Of the experiment and of the registered model."""
@@ -37,16 +38,6 @@ REPORTS = (
     "decision/verdict.json",
 )
 FILES = (*REPORTS, "training/curve.csv", "training/schedule.csv", "decision/report.html")
-FIGURES = (
-    "behaviour_success",
-    "champion_success",
-    "challenger_success",
-    "swapped_success",
-    "difference",
-    "lower",
-    "upper",
-    "n",
-)
 
 SERVING = (
     "mlflow",

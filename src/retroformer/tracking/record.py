@@ -14,10 +14,7 @@ from retroformer.storage import EPISODES, read_json, read_table, write_text
 from retroformer.types import Outcome
 
 HISTORY = Path("data/history")
-COLUMNS = (
-    "round",
-    "verdict",
-    "reason",
+FIGURES = (
     "behaviour_success",
     "champion_success",
     "challenger_success",
@@ -26,9 +23,9 @@ COLUMNS = (
     "lower",
     "upper",
     "n",
-    "seconds",
-    "model_version",
 )
+"""What a round is measured by."""
+COLUMNS = ("round", "verdict", "reason", *FIGURES, "seconds", "model_version")
 """Of data/rounds.csv. `swapped_success`: of the champion that the round leaves behind, told another mission.
 `seconds`: of all stages together."""
 
