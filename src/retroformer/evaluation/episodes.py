@@ -10,7 +10,18 @@ from pathlib import Path
 from retroformer.errors import DataError
 from retroformer.types import Outcome
 
-COLUMNS = ("policy", "range", "mission", "decoding", "family", "task", "seed", "success", "outcome", "steps")
+COLUMNS: tuple[str, ...] = (
+    "policy",
+    "range",
+    "mission",
+    "decoding",
+    "family",
+    "task",
+    "seed",
+    "success",
+    "outcome",
+    "steps",
+)
 SCORES = {Outcome.SUCCESS: 1.0, Outcome.FAILURE: 0.0}
 """Any other outcome says nothing of the task."""
 
