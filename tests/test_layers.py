@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    ("types", "errors", "progress"),
+    ("types", "errors", "progress", "chat"),
     ("config", "storage"),
     ("pins",),
     ("journal",),

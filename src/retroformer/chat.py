@@ -1,0 +1,111 @@
+"""How messages and tool calls are written as the text of a step: one form for importers, environments and policies.
+
+The form is that of Hermes' and Qwen's chat templates, which a person can read and most tool-calling models know::
+
+    <think>                                          an action: reasoning, words, calls
+    I need the order.
+    </think>
+    Let me look.
+    <tool_call>
+    {"name": "find", "arguments": {"id": 7}}
+    </tool_call>
+
+    <tool_response>                                  the observation that answers it
+    {"status": "open"}
+    </tool_response>
+
+Plain text is a plain message: a user's in an observation, the agent's own in an action. Roles and turns are the
+layout's business (`policies.layout`), so the same text serves every model.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+THOUGHT = re.compile(r"\A\s*<think>(.*?)(?:</think>|\Z)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool by name, with JSON arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What an agent said, taken apart."""
+
+    text: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    reasoning: str = ""
+    malformed: tuple[str, ...] = ()
+    """What is wrong with each call that could not be read, one sentence each. Data, not a crash."""
+
+
+def write_action(text: str = "", calls: Sequence[ToolCall] = (), reasoning: str = "") -> str:
+    """The action's text. Arguments are compact JSON with the keys in the order given."""
+    parts = [f"<think>\n{reasoning}\n</think>"] if reasoning else []
+    parts += [text] if text else []
+    parts += [f"<tool_call>\n{_json({'name': one.name, 'arguments': one.arguments})}\n</tool_call>" for one in calls]
+    return "\n".join(parts)
+
+
+def read_action(action: str) -> Message:
+    """The action's text taken apart; inverse of `write_action`, and total: what cannot be read is in `malformed`."""
+    thought = THOUGHT.match(action)
+    rest = action[thought.end() :] if thought else action
+    calls, malformed = [], []
+    for match in CALL.finditer(rest):
+        try:
+            calls.append(_call(match))
+        except (ValueError, RecursionError) as error:
+            malformed.append(str(error) or type(error).__name__)
+    text = CALL.sub("", rest).strip()
+    return Message(text, tuple(calls), thought.group(1).strip() if thought else "", tuple(malformed))
+
+
+def _call(match: re.Match[str]) -> ToolCall:
+    body = match.group(1).strip()
+    if not match.group(0).endswith("</tool_call>"):
+        raise ValueError("the tool call is not closed by </tool_call>")
+    try:
+        value = json.loads(body)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the tool call is not JSON: {error}") from None
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
+        raise ValueError('the tool call must be an object {"name": text, "arguments": object}')
+    arguments = value.get("arguments", {})
+    if not isinstance(arguments, dict):
+        raise ValueError(f"the arguments of {value['name']} must be an object, got {type(arguments).__name__}")
+    return ToolCall(value["name"], arguments)
+
+
+def write_result(content: str) -> str:
+    """The observation's text for what a tool gave back."""
+    return f"<tool_response>\n{content}\n</tool_response>"
+
+
+def describe_tools(tools: Sequence[dict[str, Any]]) -> str:
+    """The part of a task's description that offers tools.
+
+    Each is ``{"name", "description", "parameters"}``, the parameters a JSON schema.
+    """
+    if not tools:
+        return ""
+    listed = "\n".join(_json(tool) for tool in tools)
+    return (
+        f"Tools, one JSON schema a line:\n<tools>\n{listed}\n</tools>\n"
+        'Call a tool with\n<tool_call>\n{"name": NAME, "arguments": {...}}\n</tool_call>'
+    )
+
+
+def _json(value: Any) -> str:
+    # A value that speaks of the form's own tags must not end it; "\/" is "/" in JSON.
+    return json.dumps(value, ensure_ascii=False).replace("</", "<\\/")
