@@ -1,8 +1,10 @@
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retroformer.environments.splits import SAME_EVERY_ROUND, SPLITS, seeds
+from retroformer.environments.splits import SAME_EVERY_ROUND, SHARES, SPLITS, of_instance, seeds
 from retroformer.errors import ConfigError
 
 ranges = st.tuples(
@@ -46,3 +48,13 @@ def test_what_does_not_fit_is_refused(change, message):
     arguments = {"split": "train", "run_seed": 0, "round_number": 1, "count": 1} | change
     with pytest.raises(ConfigError, match=message):
         seeds(arguments.pop("split"), **arguments)
+
+
+def test_logs_are_split_by_their_instance_in_the_stated_shares():
+    counts = Counter(of_instance(f"desk:refund#{number}") for number in range(10_000))
+    assert {name: pytest.approx(share, abs=0.015) for name, share in SHARES.items()} == {
+        name: count / 10_000 for name, count in counts.items()
+    }
+    assert sum(SHARES.values()) == pytest.approx(1)
+    # Their SHA-256 begins with 00fb, 4818 and ff9d: .004, .282 and .998 of the range.
+    assert [of_instance(name) for name in ("a#131", "a#25", "a#31")] == ["evaluation", "checkpoint", "train"]

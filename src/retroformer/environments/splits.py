@@ -1,9 +1,12 @@
-"""Which environment seeds belong to which split: ranges that never meet.
+"""Which environment seeds belong to which split: ranges that never meet; and which split a logged task is of.
 
 A seed reads as decimal digits, ``S RR NN IIIII``: the split, the run's seed, the round and the episode.
 """
 
 from __future__ import annotations
+
+import hashlib
+from typing import Literal
 
 from retroformer.config import EPISODES
 from retroformer.errors import ConfigError
@@ -12,6 +15,9 @@ SPLITS = ("history", "train", "checkpoint", "gate", "final", "transfer")
 SAME_EVERY_ROUND = ("final", "transfer")
 ROUNDS, RUNS = 100, 100
 """Room for this many rounds a run, and runs; EPISODES is the room a round."""
+LogSplit = Literal["train", "checkpoint", "evaluation"]
+SHARES: dict[LogSplit, float] = {"train": 0.7, "checkpoint": 0.1, "evaluation": 0.2}
+"""How imported logs are split. `evaluation` is for off-policy evaluation alone: nothing else reads it."""
 
 
 def seeds(split: str, *, run_seed: int, round_number: int, count: int, offset: int = 0) -> range:
@@ -30,3 +36,14 @@ def seeds(split: str, *, run_seed: int, round_number: int, count: int, offset: i
     round_part = 0 if split in SAME_EVERY_ROUND else round_number
     start = ((SPLITS.index(split) * RUNS + run_seed) * ROUNDS + round_part) * EPISODES + offset
     return range(start, start + count)
+
+
+def of_instance(instance: str) -> LogSplit:
+    """The split of a logged task instance, by a hash of what names it.
+
+    Every attempt at an instance is in the same split, in whatever file, order or round it is read.
+    """
+    place = int.from_bytes(hashlib.sha256(instance.encode()).digest()[:8]) / 2**64
+    if place < SHARES["evaluation"]:
+        return "evaluation"
+    return "checkpoint" if place < SHARES["evaluation"] + SHARES["checkpoint"] else "train"
