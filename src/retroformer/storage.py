@@ -60,6 +60,8 @@ STEPS = pa.schema(
     metadata={"retroformer_schema": str(SCHEMA_VERSION)},
 )
 
+ROW_GROUP = 16 * 2**20
+"""Characters of text in a row group that is written as trajectories arrive."""
 REPORTS = {
     "collect.json",
     "validate.json",
@@ -201,6 +203,59 @@ def write_trajectories(directory: Path, trajectories: Iterable[Trajectory]) -> N
     """Write the two tables into an existing folder, sorted by id, so that order of arrival does not show."""
     ordered = sorted(trajectories, key=lambda trajectory: trajectory.id)
     write_tables(directory, map(episode_row, ordered), (row for one in ordered for row in step_rows(one)))
+
+
+class TrajectoryWriter:
+    """Writes the two tables into an existing folder as trajectories arrive, in that order; a context manager.
+
+    Memory is bounded by one row group of about `ROW_GROUP` characters. The same trajectories give the same bytes.
+    """
+
+    def __init__(self, directory: Path):
+        self.episodes = pq.ParquetWriter(Path(directory) / "episodes.parquet", EPISODES)
+        self.steps = pq.ParquetWriter(Path(directory) / "steps.parquet", STEPS)
+        self.episode_rows: list[dict[str, Any]] = []
+        self.step_rows: list[tuple[Any, ...]] = []
+        self.size = 0
+
+    def __enter__(self) -> TrajectoryWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self._flush()
+        self.episodes.close()
+        self.steps.close()
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Write one trajectory."""
+        self.episode_rows.append(episode_row(trajectory))
+        for t, step in enumerate(trajectory.steps):
+            self.step_rows.append(
+                (
+                    trajectory.id,
+                    t,
+                    step.observation,
+                    step.action,
+                    step.reward,
+                    step.admissible_actions,
+                    step.token_ids,
+                    step.logprob,
+                )
+            )
+            self.size += 100 + len(step.observation) + len(step.action) + 4 * len(step.token_ids or ())
+        self.size += 200 + len(trajectory.task.description)
+        if self.size > ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.episode_rows:
+            self.episodes.write_table(pa.Table.from_pylist(self.episode_rows, EPISODES))
+        if self.step_rows:
+            columns = zip(*self.step_rows, strict=True)
+            arrays = [pa.array(column, kind) for column, kind in zip(columns, STEPS.types, strict=True)]
+            self.steps.write_table(pa.Table.from_arrays(arrays, schema=STEPS))
+        self.episode_rows, self.step_rows, self.size = [], [], 0
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
