@@ -13,6 +13,8 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from retroformer.errors import DataError
 from retroformer.types import Outcome, Step, StopReason, Task, Trajectory
 
 SCHEMA_VERSION = 1
+ROWS = 4096
+"""Rows that a stream over a table holds."""
 
 EPISODES = pa.schema(
     [
@@ -260,59 +264,109 @@ class TrajectoryWriter:
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """Read one table. Raises DataError where it is missing, cut short, or has other columns."""
+    return pa.Table.from_batches(stream_table(path, schema, rows=1 << 20), schema.remove_metadata())
+
+
+def stream_table(path: Path, schema: pa.Schema, rows: int = ROWS) -> Iterator[pa.RecordBatch]:
+    """One table, `rows` rows at a time. Raises DataError where it is missing, cut short, or has other columns."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} does not exist")
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            found = file.schema_arrow.names
+            missing = [name for name in schema.names if name not in found]
+            if missing:
+                raise DataError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(found)}")
+            for batch in file.iter_batches(rows, columns=schema.names):
+                yield _cast(path, batch, schema)
     except (pa.ArrowException, OSError) as error:
         first_line = str(error).splitlines()[0]
         raise DataError(f"{path} is damaged: it cannot be read as Parquet ({first_line})") from None
-    missing = [name for name in schema.names if name not in table.column_names]
-    if missing:
-        raise DataError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}")
+
+
+def _cast(path: Path, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     try:
-        return table.select(schema.names).cast(schema.remove_metadata())
+        return batch.select(schema.names).cast(schema.remove_metadata())
     except (pa.ArrowException, ValueError) as error:
         raise DataError(f"{path} has a column of another type than expected: {error}") from None
 
 
-def read_trajectories(directory: Path) -> list[Trajectory]:
-    """Read the two tables of a folder back into trajectories, in the order of ``episodes``.
+def count_trajectories(directory: Path) -> int:
+    """How many trajectories a folder holds, from the tables' footer alone."""
+    path = Path(directory) / "episodes.parquet"
+    try:
+        return pq.read_metadata(path).num_rows
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged: it cannot be read as Parquet ({str(error).splitlines()[0]})") from None
 
-    Raises DataError where an episode's steps are not there, are counted wrongly or are out of order.
+
+def read_trajectories(directory: Path) -> list[Trajectory]:
+    """Read the two tables of a folder back into trajectories, see `stream_trajectories`."""
+    return list(stream_trajectories(directory))
+
+
+def stream_trajectories(directory: Path) -> Iterator[Trajectory]:
+    """The trajectories of a folder one by one, in the order of ``episodes``.
+
+    Holds some rows of both tables, however long they are, where the steps come in the order of the episodes (as
+    everything here writes them); else also the steps whose episode is still to come. Raises DataError where an
+    episode's steps are not there, are counted wrongly or are out of order.
     """
     directory = Path(directory)
-    episodes = read_table(directory / "episodes.parquet", EPISODES).to_pylist()
-    steps: dict[str, list[Step]] = {}
-    for row in read_table(directory / "steps.parquet", STEPS).to_pylist():
-        mine = steps.setdefault(row["trajectory_id"], [])
-        if row["t"] != len(mine):
-            raise DataError(
-                f"{directory}/steps.parquet: step {row['t']} of {row['trajectory_id']} where step {len(mine)} was due"
-            )
-        mine.append(
-            Step(
-                observation=row["observation"],
-                action=row["action"],
-                reward=row["reward"],
-                admissible_actions=None if row["admissible_actions"] is None else tuple(row["admissible_actions"]),
-                token_ids=None if row["token_ids"] is None else tuple(row["token_ids"]),
-                logprob=row["logprob"],
-            )
+    waiting: dict[str, list[Step]] = {}
+    arriving = _runs_of_steps(directory)
+    for batch in stream_table(directory / "episodes.parquet", EPISODES):
+        for row in batch.to_pylist():
+            id, count = row["trajectory_id"], row["steps"]
+            while len(waiting.get(id, ())) < count:
+                name, steps = next(arriving, (None, None))
+                if steps is None:
+                    break
+                _append(waiting.setdefault(name, []), steps, name, directory)
+            own = waiting.pop(id, [])
+            if len(own) != count:
+                raise DataError(
+                    f"{directory}/steps.parquet has {len(own)} steps of {id}, episodes.parquet says {count}"
+                )
+            yield trajectory_from_row(row, own)
+    left, _ = next(arriving, (next(iter(waiting), None), None))
+    if left is not None or waiting:
+        raise DataError(f"{directory}/steps.parquet has steps of an episode that is not there: {left}")
+
+
+def _runs_of_steps(directory: Path) -> Iterator[tuple[str, list[tuple[int, Step]]]]:
+    """Steps that stand together under one id, each with its t, in the order of the table."""
+    path = directory / "steps.parquet"
+    batches = stream_table(path, STEPS)
+    rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch.columns), strict=True))
+    for id, run in groupby(rows, key=itemgetter(0)):
+        yield (
+            id,
+            [
+                (
+                    t,
+                    Step(
+                        observation=observation,
+                        action=action,
+                        reward=reward,
+                        admissible_actions=None if admissible is None else tuple(admissible),
+                        token_ids=None if tokens is None else tuple(tokens),
+                        logprob=logprob,
+                    ),
+                )
+                for _, t, observation, action, reward, admissible, tokens, logprob in run
+            ],
         )
-    trajectories = []
-    for row in episodes:
-        own = steps.pop(row["trajectory_id"], [])
-        if len(own) != row["steps"]:
-            raise DataError(
-                f"{directory}/steps.parquet has {len(own)} steps of {row['trajectory_id']}, "
-                f"episodes.parquet says {row['steps']}"
-            )
-        trajectories.append(trajectory_from_row(row, own))
-    if steps:
-        raise DataError(f"{directory}/steps.parquet has steps of an episode that is not there: {next(iter(steps))}")
-    return trajectories
+
+
+def _append(mine: list[Step], run: list[tuple[int, Step]], id: str, directory: Path) -> None:
+    for t, step in run:
+        if t != len(mine):
+            raise DataError(f"{directory}/steps.parquet: step {t} of {id} where step {len(mine)} was due")
+        mine.append(step)
 
 
 def trajectory_from_row(row: dict[str, Any], steps: Iterable[Step]) -> Trajectory:
