@@ -68,17 +68,17 @@ def told(steps: list[tuple[str, tuple[str, ...], int]], id: str = "t1", **option
 
 def plain_scores(policy: LanguageModelPolicy, trajectory: Trajectory, temperature: float = 1.0) -> list[torch.Tensor]:
     """log pi over each step's actions, each scored by a forward of its own over prefix + action. No window is cut."""
-    layout, sequence = policy.layout, list(policy.encode(policy.layout.opening(trajectory.task.description)))
+    layout, sequence = policy.layout, list(policy.encode(*policy.layout.opening(trajectory.task.description)))
     scores = []
     for step in trajectory.steps:
-        sequence += policy.encode(layout.observation.format(observation=step.observation))
+        sequence += policy.encode(*layout.piece("observation", step.observation))
         likelihoods = []
         for action in step.admissible_actions or ():
-            tokens = policy.encode(layout.action.format(action=action))
+            tokens = policy.encode(*layout.piece("action", action))
             logits = policy.model(input_ids=torch.tensor([[*sequence, *tokens]])).logits[0]
             logprobs = logits[len(sequence) - 1 : -1].log_softmax(-1)
             likelihood = logprobs[range(len(tokens)), list(tokens)].sum()
             likelihoods.append(likelihood / len(tokens) if policy.length_normalised else likelihood)
         scores.append((torch.stack(likelihoods) / temperature).log_softmax(0))
-        sequence += policy.encode(layout.action.format(action=step.action))
+        sequence += policy.encode(*layout.piece("action", step.action))
     return scores

@@ -81,7 +81,7 @@ def test_a_fresh_policy_is_nearly_uniform_over_what_is_admissible():
 def test_the_return_to_reach_is_a_word_of_a_conditioned_policy(saved):
     policy, _ = saved
     for reached in (-1.0, -0.01, 0.0, 0.55, 1.0):
-        assert policy.tokenizer.unk_token_id not in policy.encode(policy.layout.opening("go", reached))
+        assert policy.tokenizer.unk_token_id not in policy.encode(*policy.layout.opening("go", reached))
 
 
 @pytest.mark.parametrize(("width", "heads"), [(16, 3), (12, 4)])

@@ -4,9 +4,9 @@ from retroformer.errors import PolicyError
 from retroformer.policies.layout import Layout, Transcript
 
 
-def encode(text):
+def encode(content, before="", after=""):
     """One token a word: the word's number."""
-    return tuple(int(word) for word in text.split())
+    return tuple(int(word) for word in (before + content + after).split())
 
 
 def transcript(limit, **options):
@@ -63,11 +63,11 @@ def test_an_observation_without_tokens_is_refused():
     ("reached", "text"), [(None, "return 1.0 go"), (0.75, "return 0.8 go"), (-0.04, "return 0.0 go")]
 )
 def test_the_opening_names_the_return_to_reach_where_asked(reached, text):
-    assert Layout(condition_on_return=True).opening("go", reached) == text
-    assert Layout().opening("go", reached) == "go"
+    assert Layout(condition_on_return=True).opening("go", reached) == (text, "", "")
+    assert Layout().opening("go", reached) == ("go", "", "")
 
 
 def test_sentences_put_markers_around_the_pieces():
     layout = Layout.sentences(condition_on_return=True)
-    assert layout.opening("go", 0.0) == "return 0.0 Task: go\n"
-    assert layout.action.format(action="turn left") == " turn left\n"
+    assert layout.opening("go", 0.0) == ("return 0.0 go", "Task: ", "\n")
+    assert layout.piece("action", "turn {left}") == ("turn {left}", " ", "\n")

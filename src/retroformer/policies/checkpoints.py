@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from retroformer.config import PolicyConfig
 from retroformer.errors import PolicyError
 from retroformer.policies.language_model import SETTINGS, LanguageModelPolicy
-from retroformer.policies.layout import Layout
+from retroformer.policies.layout import END, Layout
 from retroformer.policies.tree import Window
 from retroformer.storage import hash_directory, read_json
 
@@ -43,10 +43,12 @@ def build(
     layout = layout or Layout()
     if layout.condition_on_return:
         words = [*words, "return", *(f"{tenth / 10:.1f}" for tenth in range(-10, 11))]
-    vocabulary = {word: index for index, word in enumerate([*SPECIAL, *sorted(set(words) - set(SPECIAL))])}
+    special = (*SPECIAL, END) if END in layout.action else SPECIAL
+    vocabulary = {word: index for index, word in enumerate([*special, *sorted(set(words) - set(special))])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", unk_token="<unk>")
+    named = {"pad_token": "<pad>", "unk_token": "<unk>"} | ({"eos_token": END} if END in special else {})
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **named)
     if config.width % config.heads or (config.width // config.heads) % 2:
         raise PolicyError(f"policy.width {config.width} must be an even multiple of policy.heads {config.heads}")
     model = LlamaForCausalLM(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from retroformer.errors import PolicyError
 from retroformer.policies.agent import Choice, Decision
 from retroformer.policies.cache import SlotCache
 from retroformer.policies.layout import Layout, Transcript
+from retroformer.policies.text import TextActions
 from retroformer.policies.tree import Branches, Tokens, TreeBatch, Window, action_logprobs, collate, grow, windows
 from retroformer.types import Trajectory
 
@@ -38,15 +41,27 @@ class LanguageModelPolicy:
         self.length_normalised = length_normalised
         self.version = version
         self.encode = lru_cache(maxsize=1 << 18)(self._encode)
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        markers = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+        self._marker = re.compile("|".join(map(re.escape, markers)) or r"(?!)")
+        self.text = TextActions(tokenizer, layout, self.encode, stops_of(model, tokenizer))
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.limit = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
 
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+    def _encode(self, content: str, before: str = "", after: str = "") -> tuple[int, ...]:
+        """Tokens of foreign text and of the layout's around it; only the layout's can be special ones."""
+        # The layout's markers stand alone; the words beside them are tokenised with the content, as one text.
+        opening = max((match.end() for match in self._marker.finditer(before)), default=0)
+        closing = min((match.start() for match in self._marker.finditer(after)), default=len(after))
+        text = before[opening:] + content + after[:closing]
+        # A marker in the content is cut in two, so that it is read as the text that it is.
+        cuts = [0, *(match.start() + 1 for match in self._marker.finditer(text)), len(text)]
+        parts = [before[:opening], *(text[a:b] for a, b in pairwise(cuts)), after[closing:]]
+        return tuple(id for part in parts if part for id in self.tokenizer.encode(part, add_special_tokens=False))
 
     def windows(self, trajectory: Trajectory, index: int = 0) -> list[Window]:
         """The trajectory laid out in tokens; see `policies.tree.windows`."""
-        return windows(trajectory, index, self.layout, self.encode, self.limit)
+        return windows(trajectory, index, self.layout, self.encode, self.limit, self.text)
 
     def collate(self, batch: Sequence[Window]) -> TreeBatch:
         """Windows as one padded batch on the model's device."""
@@ -90,6 +105,13 @@ class LanguageModelPolicy:
 def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask that is added to attention scores: 0 where visible, the type's minimum where not."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def stops_of(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens by which a model ends what it says, besides the layout's terminator."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = named if isinstance(named, list) else [named]
+    return [token for token in (*listed, tokenizer.eos_token_id) if token is not None]
 
 
 class LanguageModelAgent:
@@ -139,7 +161,7 @@ class LanguageModelAgent:
     def _plan(self, decision: Decision) -> Plan:
         """The decision with its actions in tokens; its observation is part of the slot's transcript from now on."""
         encode, layout = self.policy.encode, self.policy.layout
-        actions = tuple(encode(layout.action.format(action=action)) for action in decision.admissible_actions)
+        actions = tuple(encode(*layout.piece("action", action)) for action in decision.admissible_actions)
         tree = grow(actions)
         if decision.t == 0:
             self.release(decision.slot)

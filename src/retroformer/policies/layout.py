@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 
 from retroformer.errors import PolicyError
 
-Encode = Callable[[str], tuple[int, ...]]
+Encode = Callable[[str, str, str], tuple[int, ...]]
+"""Content, what stands before it and after it -> tokens. The content is foreign text and can be no special token."""
+Piece = tuple[str, str, str]
+END = "<end>"
+"""Ends a generated action of a model with a vocabulary of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,12 @@ class Layout:
     """Return (sum of rewards) asked for when acting with a policy that was trained conditioned on it."""
 
     @classmethod
+    def words(cls, *, generated: bool, condition_on_return: bool = False) -> Layout:
+        """The layout of a model with a vocabulary of its own; where it generates its actions, they have an end."""
+        action = f"{{action}} {END}" if generated else "{action}"
+        return cls(action=action, condition_on_return=condition_on_return)
+
+    @classmethod
     def sentences(cls, *, condition_on_return: bool = False) -> Layout:
         """The layout for a pretrained model."""
         return cls(
@@ -41,13 +51,18 @@ class Layout:
             condition_on_return=condition_on_return,
         )
 
-    def opening(self, description: str, total_return: float | None = None) -> str:
-        """The text before the first observation. `total_return`: the return achieved, or None for the target."""
+    def piece(self, name: str, content: str) -> Piece:
+        """Content between the two ends of the template `name`: task, observation or action."""
+        before, _, after = getattr(self, name).partition("{" + name + "}")
+        return content, before.format(), after.format()
+
+    def opening(self, description: str, total_return: float | None = None) -> Piece:
+        """What stands before the first observation. `total_return`: the one achieved, or None for the target."""
         if not self.condition_on_return:
-            return self.task.format(task=description)
+            return self.piece("task", description)
         reached = self.target_return if total_return is None else total_return
         # Adding 0 turns -0.0, which is no word of a built vocabulary, into 0.0.
-        return f"return {round(reached, 1) + 0.0:.1f} " + self.task.format(task=description)
+        return self.piece("task", f"return {round(reached, 1) + 0.0:.1f} {description}")
 
 
 @dataclass(slots=True)
@@ -74,12 +89,12 @@ class Transcript:
     opening: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        self.opening = self.encode(self.layout.opening(self.description, self.total_return))
+        self.opening = self.encode(*self.layout.opening(self.description, self.total_return))
         self.tokens = list(self.opening)
 
     def observe(self, observation: str, longest_action: int) -> bool:
         """Append an observation; True where the window had to start anew."""
-        piece = self.encode(self.layout.observation.format(observation=observation))
+        piece = self.encode(*self.layout.piece("observation", observation))
         if not piece:
             raise PolicyError(f"observation {observation!r} has no tokens")
         restart = len(self.tokens) + len(piece) + longest_action > self.limit

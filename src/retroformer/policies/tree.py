@@ -18,6 +18,7 @@ import torch
 
 from retroformer.errors import PolicyError
 from retroformer.policies.layout import Encode, Layout, Transcript
+from retroformer.policies.text import TextActions, room
 from retroformer.types import Trajectory
 
 Tokens = tuple[int, ...]
@@ -66,6 +67,12 @@ def grow(actions: tuple[Tokens, ...]) -> Branches:
     return branches
 
 
+def chain(tokens: Tokens) -> Branches:
+    """The only branch of a generated action: its tokens one below the other."""
+    nodes = [(token, depth + 1, depth - 1) for depth, token in enumerate(tokens[:-1])]
+    return Branches(nodes, [(0, depth - 1, token) for depth, token in enumerate(tokens)])
+
+
 @dataclass(slots=True)
 class Window:
     """The part of a trajectory that fits the model's context: a sequence and the steps scored in it."""
@@ -77,10 +84,26 @@ class Window:
     """For each scored step the trunk position of its prefix's last token."""
     actions: list[tuple[Tokens, ...]] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
+    generated: set[int] = field(default_factory=set)
+    """Which of the scored steps were generated: their one action is the tokens sampled, terminator included."""
+
+    @property
+    def fed(self) -> int:
+        """How many tokens of the trunk predict something that is asked for."""
+        last = len(self.roots) - 1
+        return self.roots[last] + (len(self.actions[last][0]) if last in self.generated else 1)
+
+    def trees(self) -> list[Branches]:
+        """The branches of each scored step."""
+        return [
+            chain(actions[0]) if step in self.generated else grow(actions) for step, actions in enumerate(self.actions)
+        ]
 
 
-def windows(trajectory: Trajectory, index: int, layout: Layout, encode: Encode, limit: int) -> list[Window]:
-    """Lay a choice-mode trajectory out as one window, or several where it exceeds `limit` tokens.
+def windows(
+    trajectory: Trajectory, index: int, layout: Layout, encode: Encode, limit: int, text: TextActions
+) -> list[Window]:
+    """Lay a trajectory out as one window, or several where it exceeds `limit` tokens; steps of both modes may mix.
 
     Raises PolicyError that names the trajectory and the step.
     """
@@ -90,24 +113,34 @@ def windows(trajectory: Trajectory, index: int, layout: Layout, encode: Encode, 
     window = Window(index, 0)
     for t, step in enumerate(trajectory.steps):
         try:
+            generated = step.admissible_actions is None
             if step.admissible_actions is None:
-                raise PolicyError("it has no admissible actions")
-            actions = tuple(encode(layout.action.format(action=action)) for action in step.admissible_actions)
+                actions: tuple[Tokens, ...] = (text.tokens(step),)
+                needed = max(room(limit), len(actions[0]))
+            else:
+                actions = tuple(encode(*layout.piece("action", action)) for action in step.admissible_actions)
+                needed = max(map(len, actions), default=0)
             before = list(transcript.tokens)
-            if transcript.observe(step.observation, max(map(len, actions), default=0)) and window.roots:
+            if transcript.observe(step.observation, needed) and window.roots:
                 window.tokens = before
                 done.append(window)
                 window = Window(index, t)
-            if step.action not in step.admissible_actions:
-                raise PolicyError(f"the action {step.action!r} is not among the admissible ones")
-            chosen = step.admissible_actions.index(step.action)
-            grow(actions)
+            chosen = 0
+            if step.admissible_actions is not None:
+                if step.action not in step.admissible_actions:
+                    raise PolicyError(f"the action {step.action!r} is not among the admissible ones")
+                chosen = step.admissible_actions.index(step.action)
+                grow(actions)
         except PolicyError as error:
             raise PolicyError(f"trajectory {trajectory.id}, step {t}: {error}") from None
+        if generated:
+            window.generated.add(len(window.roots))
         window.roots.append(len(transcript.tokens) - 1)
         window.actions.append(actions)
         window.chosen.append(chosen)
         transcript.act(actions[chosen])
+        if generated:
+            transcript.act(text.closing(actions[chosen]))
     window.tokens = transcript.tokens
     return [*done, window] if window.roots else done
 
@@ -132,6 +165,8 @@ class TreeBatch:
     """Tokens of each action, for length normalisation."""
     chosen_bt: torch.Tensor
     mask_bt: torch.Tensor
+    generated_bt: torch.Tensor | None = None
+    """True where the action was generated; None where none was."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -148,8 +183,8 @@ class TreeBatch:
 
 def collate(batch: Sequence[Window], pad: int) -> TreeBatch:
     """Pad windows to one shape; the last token of the last action of each is not fed."""
-    fed = [max(window.roots) + 1 for window in batch]
-    trees = [[grow(actions) for actions in window.actions] for window in batch]
+    fed = [window.fed for window in batch]
+    trees = [window.trees() for window in batch]
     # Nodes along the action taken are on the trunk already, except below the last step's prefix, which is cut off.
     extra: list[list[tuple[int, int, int]]] = []
     place_of: list[list[dict[int, int]]] = []
@@ -185,6 +220,9 @@ def collate(batch: Sequence[Window], pad: int) -> TreeBatch:
     action_mask = torch.zeros(b, t, a, dtype=torch.bool)
     lengths = torch.ones(b, t, a)
     roots_bt = torch.zeros(b, t, dtype=torch.long)
+    generated = [i * t + step for i, window in enumerate(batch) for step in window.generated]
+    generated_bt = torch.zeros(b * t, dtype=torch.bool)
+    generated_bt[generated] = True
     inner: list[int] = []
     place_index: dict[int, int] = {}
     entry_place: list[int] = []
@@ -230,6 +268,7 @@ def collate(batch: Sequence[Window], pad: int) -> TreeBatch:
         lengths_bta=lengths,
         chosen_bt=chosen_bt,
         mask_bt=action_mask.any(-1),
+        generated_bt=generated_bt.view(b, t) if generated else None,
     )
 
 
@@ -243,13 +282,32 @@ def action_logprobs(
 
     pi is the softmax over the admissible actions of their log-likelihoods divided by `temperature` (a number, or
     [B, 1, 1]), each the sum of its tokens' log-probabilities (their mean with `length_normalised`).
+    A generated action stands alone: its log pi is the sum over its tokens, terminator included, of their
+    log-probabilities in the softmax over the vocabulary of logits / `temperature`, as they were sampled; there are no
+    alternatives to normalise over, and its length always counts.
     """
     b, t, a = batch.shape
+    if batch.generated_bt is not None:
+        logits_nv = logits_nv / _temperatures(batch, temperature, logits_nv)[:, None]
     token_logprobs = logits_nv.log_softmax(-1)[batch.entry_place, batch.entry_token]
     likelihood = token_logprobs.new_zeros(b * t * a).index_add(0, batch.entry_action, token_logprobs).view(b, t, a)
-    if length_normalised:
-        likelihood = likelihood / batch.lengths_bta
-    scores = (likelihood / temperature).masked_fill(~batch.action_mask_bta, float("-inf"))
+    scores = likelihood / batch.lengths_bta if length_normalised else likelihood
+    scores = (scores / temperature).masked_fill(~batch.action_mask_bta, float("-inf"))
     # A step that is only padding has no action: give it a harmless row, so that no gradient turns into NaN.
     scores = scores.masked_fill(~batch.mask_bt[..., None], 0.0)
-    return scores.log_softmax(-1).masked_fill(~batch.action_mask_bta, float("-inf"))
+    log_pi = scores.log_softmax(-1)
+    if batch.generated_bt is not None:
+        log_pi = torch.where(batch.generated_bt[..., None], likelihood, log_pi)
+    return log_pi.masked_fill(~batch.action_mask_bta, float("-inf"))
+
+
+def _temperatures(batch: TreeBatch, temperature: float | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """What divides the logits of each place, [N]: `temperature` where a token was sampled, 1 where actions compete.
+
+    Each place belongs to one step, since an observation, which has tokens, lies between two.
+    """
+    assert batch.generated_bt is not None
+    b, t, a = batch.shape
+    of_step = torch.as_tensor(temperature, dtype=like.dtype, device=like.device).expand(b, 1, 1)[..., 0].expand(b, t)
+    of_step = torch.where(batch.generated_bt, of_step, 1.0).flatten()
+    return like.new_ones(len(like)).index_put((batch.entry_place,), of_step[batch.entry_action // a])

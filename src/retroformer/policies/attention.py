@@ -1,0 +1,84 @@
+"""Attention over a prefix tree: the trunk causally, then its branches as queries over the trunk and themselves.
+
+One dense mask over trunk and branches would cost as much as all pairs of tokens. Here the trunk is plainly causal, and
+branch tokens come in chunks, each of which sees the trunk only as far as its prefixes reach and the branch tokens of
+its own steps. Registered as an attention function of transformers, it serves every model that takes its attention
+from there; without branches it is the library's ``sdpa``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+PREFIX_TREE = "prefix_tree"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Neighbouring columns of branch tokens, and what they see. B rows, Q queries, K keys."""
+
+    start: int
+    stop: int
+    """The queries are the columns from `start` to `stop`."""
+    reach: int
+    """The trunk's columns from 0 to `reach` are keys,"""
+    first: int
+    """and the columns from `first` to `stop`, the chunk and its ancestors among them."""
+    visible_bqk: torch.Tensor
+    """True where a query sees a key; as a mask to be added (see `additive`) when attention is computed."""
+
+
+def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask that is added to attention scores: 0 where visible, the type's minimum where not."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
+        ~visible, torch.finfo(dtype).min
+    )
+
+
+def dense(chunks: Sequence[Chunk], length: int) -> torch.Tensor:
+    """What each of `length` columns sees, as one mask [B, 1, L, L], for models that take their attention elsewhere."""
+    b, trunk = len(chunks[0].visible_bqk), chunks[0].start
+    visible = torch.zeros(b, length, length, dtype=torch.bool, device=chunks[0].visible_bqk.device)
+    visible[:, :trunk, :trunk] = torch.ones(trunk, trunk, dtype=torch.bool, device=visible.device).tril()
+    for one in chunks:
+        visible[:, one.start : one.stop, : one.reach] = one.visible_bqk[..., : one.reach]
+        visible[:, one.start : one.stop, one.first : one.stop] = one.visible_bqk[..., one.reach :]
+    return visible[:, None]
+
+
+def tree_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    branches: Sequence[tuple[Chunk, torch.Tensor]] = (),
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of queries [B, H, L, d], the branches' columns behind the trunk's. Returns [B, L, H, d].
+
+    `branches` are the chunks with their additive masks [B, 1, Q, K]; `attention_mask` counts where there are none.
+    """
+    if not branches:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    trunk = branches[0][0].start
+    seen = (query[:, :, :trunk], key[:, :, :trunk], value[:, :, :trunk])
+    parts = [sdpa_attention_forward(module, *seen, None, **options)[0]]
+    for one, mask in branches:
+        keys, values = (
+            torch.cat([states[:, :, : one.reach], states[:, :, one.first : one.stop]], 2) for states in (key, value)
+        )
+        part, _ = sdpa_attention_forward(module, query[:, :, one.start : one.stop], keys, values, mask, **options)
+        parts.append(part)
+    return torch.cat(parts, 1), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(PREFIX_TREE, tree_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(PREFIX_TREE, sdpa_mask)  # for forwards that are no tree's
