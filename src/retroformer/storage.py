@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -322,19 +322,17 @@ def stream_trajectories(directory: Path) -> Iterator[Trajectory]:
         for row in batch.to_pylist():
             id, count = row["trajectory_id"], row["steps"]
             while len(waiting.get(id, ())) < count:
-                name, steps = next(arriving, (None, None))
-                if steps is None:
+                if (run := next(arriving, None)) is None:
                     break
-                _append(waiting.setdefault(name, []), steps, name, directory)
+                _append(waiting.setdefault(run[0], []), *run, directory)
             own = waiting.pop(id, [])
             if len(own) != count:
                 raise DataError(
                     f"{directory}/steps.parquet has {len(own)} steps of {id}, episodes.parquet says {count}"
                 )
             yield trajectory_from_row(row, own)
-    left, _ = next(arriving, (next(iter(waiting), None), None))
-    if left is not None or waiting:
-        raise DataError(f"{directory}/steps.parquet has steps of an episode that is not there: {left}")
+    if left := [*waiting, *(id for id, _ in islice(arriving, 1))]:
+        raise DataError(f"{directory}/steps.parquet has steps of an episode that is not there: {left[0]}")
 
 
 def _runs_of_steps(directory: Path) -> Iterator[tuple[str, list[tuple[int, Step]]]]:
@@ -362,7 +360,7 @@ def _runs_of_steps(directory: Path) -> Iterator[tuple[str, list[tuple[int, Step]
         )
 
 
-def _append(mine: list[Step], run: list[tuple[int, Step]], id: str, directory: Path) -> None:
+def _append(mine: list[Step], id: str, run: list[tuple[int, Step]], directory: Path) -> None:
     for t, step in run:
         if t != len(mine):
             raise DataError(f"{directory}/steps.parquet: step {t} of {id} where step {len(mine)} was due")
