@@ -1,48 +1,72 @@
-"""Where agents act. `make` is the door: it loads an adapter by the package part of ``package:task``.
-
-An adapter is a module with three functions: ``make(task, text, actions)``, ``known()`` and ``lexicon(text, actions)``.
-"""
+"""Where agents act. `make` is the door: it finds the package part of ``package:task``, see `packages`."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
-from importlib import import_module
-from types import ModuleType
+from typing import Any
 
-from retroformer.environments.protocol import TextEnvironment
+import numpy as np
+
+from retroformer.environments.packages import ADAPTERS, find, nearest
+from retroformer.environments.protocol import Mission, TextEnvironment
 from retroformer.errors import EnvironmentFault
 
-ADAPTERS = {"babyai": "retroformer.environments.babyai"}
+__all__ = ["ADAPTERS", "known", "lexicon", "make", "split_name", "start"]
+
 TEXTS = ("compact", "plain")
 ACTIONS = ("token", "words")
+TRIES = 32
+"""Seeds that are tried for another mission."""
 
 
 def make(name: str, *, text: str = "compact", actions: str = "token") -> TextEnvironment:
-    """The environment that ``package:task`` names, telling what it sees in `text` and acting in `actions`.
+    """The environment that ``package:task`` names.
 
-    Raises EnvironmentFault with the nearest known names.
+    A package that has more than one way of telling what it sees and of naming actions is told `text` and `actions`.
+    Raises EnvironmentFault with the nearest known names, or with what is missing and how to install it.
     """
     check("text", text, TEXTS)
     check("actions", actions, ACTIONS)
     package, task = split_name(name)
-    return adapter(package).make(task, text, actions)
+    return find(package).make(task, text=text, actions=actions)
+
+
+def start(environment: TextEnvironment, seed: int, mission: Mission = "true") -> tuple[str, dict[str, Any]]:
+    """Reset, and tell the agent another mission where one is asked for and the environment does not know how.
+
+    Then ``info["task"]``, and the first observation where it repeats that, are told as another seed's. Raises
+    EnvironmentFault where every episode has the same mission.
+    """
+    observation, info = environment.reset(seed=seed, options={"mission": mission})
+    if mission == "true" or "mission" in info:
+        return observation, info
+    true = info["task"]
+    others = (
+        environment.reset(seed=int(other), options={"mission": "true"})[1]["task"]
+        for other in np.random.SeedSequence(seed).generate_state(TRIES)
+    )
+    told = next((task for task in others if task != true), None)
+    if told is None:
+        raise EnvironmentFault(f"the mission cannot be swapped: every episode is told {true!r}")
+    observation, info = environment.reset(seed=seed, options={"mission": "true"})
+    return observation.replace(true, told), {**info, "task": told, "mission": "shuffled"}
 
 
 def known(package: str) -> tuple[str, ...]:
     """The task names of a package, sorted."""
-    return adapter(package).known()
+    return tuple(sorted(find(package).known()))
 
 
 def lexicon(names: Iterable[str], text: str = "compact", actions: str = "token") -> tuple[str, ...]:
     """Every whitespace-separated word that these tasks' packages can ever say or be told, sorted.
 
-    It covers the packages whole, so that a held-out level has no unknown word.
+    It covers the packages whole, so that a held-out level has no unknown word. A package that does not list its words
+    adds none: they are those of its history. Nothing is imported by its path here, as the names may be those of logs.
     """
     check("text", text, TEXTS)
     check("actions", actions, ACTIONS)
-    packages = {split_name(name)[0] for name in names}
-    return tuple(sorted({word for package in packages for word in adapter(package).lexicon(text, actions)}))
+    packages = {package for package, _ in map(split_name, (name for name in names if "." not in name.split(":")[0]))}
+    return tuple(sorted({word for one in packages for word in find(one).lexicon(text=text, actions=actions)}))
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -50,23 +74,10 @@ def split_name(name: str) -> tuple[str, str]:
     package, colon, task = name.partition(":")
     if not colon:
         raise EnvironmentFault(f"environment {name!r} is not of the form package:task, e.g. babyai:P6N3")
-    tasks = adapter(package).known()
+    tasks = known(package)
     if task not in tasks:
         raise EnvironmentFault(f"{package} has no task {task!r}; {nearest(task, tasks)}")
     return package, task
-
-
-def adapter(package: str) -> ModuleType:
-    """The package's adapter, imported when it is first asked for."""
-    if package not in ADAPTERS:
-        raise EnvironmentFault(f"no environment package {package!r}; {nearest(package, tuple(ADAPTERS))}")
-    return import_module(ADAPTERS[package])
-
-
-def nearest(word: str, among: tuple[str, ...]) -> str:
-    """The end of an error message that helps with a misspelt name."""
-    near = difflib.get_close_matches(word, among, n=3, cutoff=0.4)
-    return f"nearest: {', '.join(near)}" if near else f"known: {', '.join(among)}"
 
 
 def check(parameter: str, value: str, allowed: tuple[str, ...]) -> None:
