@@ -166,7 +166,7 @@ def test_a_step_whose_action_is_not_admissible_or_that_has_none_is_refused():
         (replace(sound.steps[0], action="w9"), "step 0: the action 'w9' is not among the admissible ones"),
         (
             replace(sound.steps[0], admissible_actions=None),
-            "step 0: its action was generated, and layout.action = .* has no end",
+            "step 0: its action is to be generated, and layout.action = .* has no end",
         ),
     ):
         with pytest.raises(PolicyError, match=message):

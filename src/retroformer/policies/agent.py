@@ -20,21 +20,28 @@ class Decision:
     description: str
     """The task, as the agent is told it."""
     observation: str
-    admissible_actions: tuple[str, ...]
+    admissible_actions: tuple[str, ...] | None
+    """None where the agent is to say what it wants in words of its own."""
     uniform: float
     """Random number in [0, 1) keyed by run seed, episode and step: the only source of chance."""
     environment: Any = None
     """The environment itself, for scripted experts alone."""
+    max_new_tokens: int = 256
+    """Most tokens of a generated action."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The action chosen and log pi(action | history) in nats, at the temperature in use."""
+    """The action chosen and log pi(action | history) in nats, at the temperature in use; None where unknown."""
 
     action: str
-    logprob: float
+    logprob: float | None
     probabilities: tuple[float, ...] = ()
     """pi over the admissible actions, in their order."""
+    token_ids: tuple[int, ...] | None = None
+    """What was sampled, where the action was generated; the end of the turn is part of it."""
+    cut: bool = False
+    """Whether a generated action was ended by the limit of tokens and not by the model."""
 
 
 class Agent(Protocol):

@@ -18,7 +18,7 @@ from retroformer.errors import PolicyError
 from retroformer.policies.agent import Choice, Decision
 from retroformer.policies.cache import SlotCache
 from retroformer.policies.layout import Layout, Transcript
-from retroformer.policies.text import TextActions
+from retroformer.policies.text import TextActions, Utterance, room, sample
 from retroformer.policies.tree import Branches, Tokens, TreeBatch, Window, action_logprobs, collate, grow, windows
 from retroformer.types import Trajectory
 
@@ -118,7 +118,8 @@ class LanguageModelAgent:
     """Acts with a cache that lives as long as the episodes; see `policies.agent.Agent`.
 
     Each forward feeds, for every slot, what is new since the last one (the action taken, the new observation) and
-    the branches of all admissible actions; the branches are not kept.
+    the branches of all admissible actions; the branches are not kept. Where actions are generated, their tokens are
+    fed in turn, those of all slots together.
     """
 
     def __init__(self, policy: LanguageModelPolicy, slots: int, temperature: float, greedy: bool):
@@ -137,43 +138,101 @@ class LanguageModelAgent:
     @torch.inference_mode()
     def act(self, decisions: Sequence[Decision]) -> list[Choice | PolicyError]:  # noqa: D102
         slots = self.cache.slots
-        new: list[list[int]] = [[] for _ in range(slots)]
         nodes: list[list[tuple[int, int, int]]] = [[] for _ in range(slots)]
         answers: dict[int, Choice | PolicyError] = {}
         plans: list[Plan] = []
+        speaking: list[Utterance] = []
         for decision in decisions:
             try:
-                plan = self._plan(decision)
+                if decision.admissible_actions is None:
+                    speaking.append(self._listen(decision))
+                else:
+                    plans.append(self._plan(decision))
+                    nodes[decision.slot] = plans[-1][2].nodes
             except PolicyError as error:
                 answers[decision.slot] = error
-                continue
-            transcript = self.transcripts[decision.slot]
-            new[decision.slot] = transcript.tokens[transcript.fed :]
-            nodes[decision.slot] = plan[2].nodes
-            transcript.fed = len(transcript.tokens)
-            plans.append(plan)
-        if plans:
-            pi, log_pi = self._probabilities(self._forward(new, nodes), plans)
-            for row, (decision, actions, _) in enumerate(plans):
-                answers[decision.slot] = self._choose(decision, actions, pi[row], log_pi[row])
+        waiting = [*(plan[0].slot for plan in plans), *(one.decision.slot for one in speaking)]
+        if waiting:
+            logprobs = self._forward(self._unread(waiting), nodes)
+            if plans:
+                pi, log_pi = self._probabilities(logprobs, plans)
+                for row, (decision, actions, _) in enumerate(plans):
+                    answers[decision.slot] = self._choose(decision, actions, pi[row], log_pi[row])
+            answers |= self._speak(speaking, logprobs)
         return [answers[decision.slot] for decision in decisions]
+
+    def _observe(self, decision: Decision, needed: int) -> None:
+        """Append the observation to the slot's transcript, with room for an action of `needed` tokens."""
+        if decision.t == 0:
+            self.release(decision.slot)
+            self.transcripts[decision.slot] = Transcript(
+                self.policy.layout, self.policy.encode, decision.description, self.policy.limit
+            )
+        if self.transcripts[decision.slot].observe(decision.observation, needed):
+            self.cache.release(decision.slot)
+
+    def _unread(self, waiting: Sequence[int]) -> list[list[int]]:
+        """What each waiting slot's transcript has that was not fed; it counts as fed from now on."""
+        new: list[list[int]] = [[] for _ in range(self.cache.slots)]
+        for slot in waiting:
+            transcript = self.transcripts[slot]
+            new[slot] = transcript.tokens[transcript.fed :]
+            transcript.fed = len(transcript.tokens)
+        return new
 
     def _plan(self, decision: Decision) -> Plan:
         """The decision with its actions in tokens; its observation is part of the slot's transcript from now on."""
         encode, layout = self.policy.encode, self.policy.layout
+        assert decision.admissible_actions is not None
         actions = tuple(encode(*layout.piece("action", action)) for action in decision.admissible_actions)
         tree = grow(actions)
-        if decision.t == 0:
-            self.release(decision.slot)
-            self.transcripts[decision.slot] = Transcript(layout, encode, decision.description, self.policy.limit)
-        if self.transcripts[decision.slot].observe(decision.observation, max(map(len, actions))):
-            self.cache.release(decision.slot)
+        self._observe(decision, max(map(len, actions)))
         return decision, actions, tree
+
+    def _listen(self, decision: Decision) -> Utterance:
+        """The decision with nothing said yet; its observation is part of the slot's transcript from now on."""
+        text = self.policy.text
+        text.require_end()
+        free = room(self.policy.limit)
+        self._observe(decision, free)
+        return Utterance(decision, max(1, min(decision.max_new_tokens, free - len(text.terminator))))
+
+    def _speak(self, speaking: list[Utterance], logprobs: list[np.ndarray]) -> dict[int, Choice | PolicyError]:
+        """Generate the actions of all slots together, one token of each a forward, until each ends or is cut."""
+        text = self.policy.text
+        answers: dict[int, Choice | PolicyError] = {}
+        nodes: list[list[tuple[int, int, int]]] = [[] for _ in range(self.cache.slots)]
+        while speaking:
+            rows = np.stack([logprobs[one.decision.slot][0] for one in speaking])
+            uniforms = np.array([one.chance.random() for one in speaking])
+            going_on = []
+            for one, token, logprob in zip(
+                speaking, *sample(rows, uniforms, self.temperature, self.greedy), strict=True
+            ):
+                slot, transcript = one.decision.slot, self.transcripts[one.decision.slot]
+                if np.isnan(logprob):
+                    told = f"the model gives no finite probabilities for {one.decision.observation!r}"
+                    answers[slot] = PolicyError(told)
+                    continue
+                one.add(int(token), float(logprob))
+                transcript.act((int(token),))
+                tokens = tuple(one.tokens)
+                ended = text.end_of(tokens) > 0
+                if not ended and len(tokens) < one.limit:
+                    going_on.append(one)
+                    continue
+                transcript.act(text.closing(tokens))
+                answers[slot] = Choice(text.text(tokens), one.logprob, (), tokens, cut=not ended)
+            speaking = going_on
+            if speaking:
+                logprobs = self._forward(self._unread([one.decision.slot for one in speaking]), nodes)
+        return answers
 
     def _choose(
         self, decision: Decision, actions: tuple[Tokens, ...], pi_a: np.ndarray, log_pi_a: np.ndarray
     ) -> Choice | PolicyError:
         """The action at `uniform` of the cumulative distribution, or the likeliest one."""
+        assert decision.admissible_actions is not None
         count = len(actions)
         if np.isnan(log_pi_a).any():
             return PolicyError(f"the model gives no finite probabilities for {decision.observation!r}")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from retroformer.errors import PolicyError
+from retroformer.policies.agent import Decision
 from retroformer.policies.layout import Encode, Layout
 from retroformer.types import Step
 
@@ -31,6 +35,14 @@ class TextActions:
         self.terminator = encode("", *layout.piece("action", "")[1:])
         self.ends = tuple(dict.fromkeys((self.terminator, *((stop,) for stop in stops)))) if self.terminator else ()
 
+    def require_end(self) -> None:
+        """Raise PolicyError where the layout does not let a generated action end."""
+        if not self.ends:
+            raise PolicyError(
+                f"its action is to be generated, and layout.action = {self.layout.action!r} has no end that could be "
+                "learned: choose a model with a chat template or an end-of-text token, or train afresh"
+            )
+
     def end_of(self, tokens: tuple[int, ...]) -> int:
         """How many of the last tokens end the action; 0 where it was cut."""
         return max((len(end) for end in self.ends if tokens[-len(end) :] == end), default=0)
@@ -48,11 +60,7 @@ class TextActions:
 
         Raises PolicyError where the layout does not let an action end.
         """
-        if not self.ends:
-            raise PolicyError(
-                f"its action was generated, and layout.action = {self.layout.action!r} has no end that could be "
-                "learned: choose a model with a chat template or an end-of-text token, or train afresh"
-            )
+        self.require_end()
         sampled = step.token_ids
         if (
             sampled
@@ -61,3 +69,43 @@ class TextActions:
         ):
             return sampled
         return self.encode(*self.layout.piece("action", step.action))
+
+
+@dataclass(slots=True)
+class Utterance:
+    """A generated action as it grows, token by token."""
+
+    decision: Decision
+    limit: int
+    """Most tokens it may have."""
+    chance: np.random.Generator = field(init=False)
+    """Keyed by the decision's own number, so that an episode does not depend on its neighbours."""
+    tokens: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.chance = np.random.default_rng(int(self.decision.uniform * 2**53))
+
+    def add(self, token: int, logprob: float) -> None:
+        """The next token and its log-probability in nats."""
+        self.tokens.append(token)
+        self.logprob += logprob
+
+
+def sample(
+    logprobs_sv: np.ndarray, uniforms_s: np.ndarray, temperature: float, greedy: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The next token of S texts and its log-probability at `temperature`, both [S].
+
+    Token k where the cumulative distribution first exceeds the uniform number, or the likeliest one. A row that holds
+    no numbers gives the log-probability NaN.
+    """
+    scores = logprobs_sv.astype(np.float64) / temperature
+    scores -= scores.max(1, keepdims=True)
+    pi = np.exp(scores)
+    below = pi.cumsum(1)
+    total = below[:, -1]
+    # The last token takes what rounding leaves.
+    drawn = np.minimum((below <= (uniforms_s * total)[:, None]).sum(1), pi.shape[1] - 1)
+    tokens = pi.argmax(1) if greedy else drawn
+    return tokens, scores[np.arange(len(tokens)), tokens] - np.log(total)
