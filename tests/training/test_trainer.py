@@ -118,7 +118,7 @@ def test_the_gradient_is_the_mean_over_the_steps_of_the_batch_by_hand(monkeypatc
     monkeypatch.setattr(one.optimizer, "step", lambda: None)
     one.update()
     got = [parameter.grad.clone() for parameter in one.policy.model.parameters()]
-    played = [one.replay.trajectories[one.replay.place[id]] for id in drawn]
+    played = [next(trajectory for trajectory in MANY if trajectory.id == id) for id in drawn]
     total, count = torch.tensor(0.0), 0
     for trajectory in played:
         returns = (0.5, 1.0) if trajectory.outcome is Outcome.SUCCESS else (0.0, 0.0, 0.0)

@@ -36,7 +36,23 @@ def constant_baselines(
     """
     require(mask_bt.shape, returns_bt=returns_bt)
     sum_b = torch.where(mask_bt, returns_bt, 0.0).sum(1)
-    count_b = mask_bt.sum(1).to(sum_b.dtype)
+    return baselines_of_sums(sum_b, mask_bt.sum(1), kind, task_b=task_b, instance_b=instance_b)
+
+
+def baselines_of_sums(
+    sum_b: Tensor,
+    count_b: Tensor,
+    kind: ConstantBaseline,
+    *,
+    task_b: Tensor | None = None,
+    instance_b: Tensor | None = None,
+) -> Tensor:
+    """`constant_baselines` from each trajectory's sum of returns and its number of steps, for what is not padded.
+
+    sum_b, count_b, task_b and instance_b [B] -> [B].
+    """
+    require(sum_b.shape, count_b=count_b)
+    count_b = count_b.to(sum_b.dtype)
     baseline_b = torch.zeros_like(sum_b)
     labels = {"none": [], "mean": [torch.zeros_like(sum_b, dtype=torch.long)]}
     if kind in ("task", "leave_one_out"):

@@ -1,18 +1,31 @@
-"""The history as the trainer sees it: windows of tokens, and beside each its returns and recorded probabilities."""
+"""The history as the trainer sees it: windows of tokens, and beside each its returns and recorded probabilities.
+
+Memory holds a few numbers a step and an id a trajectory; the tokens lie on disk (`training.windows`) and the texts are
+not kept, so a history may be larger than memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from array import array
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from retroformer.errors import DataError
-from retroformer.objectives.baselines import constant_baselines
+from retroformer.objectives.baselines import baselines_of_sums
 from retroformer.objectives.returns import returns_to_go
 from retroformer.policies.language_model import LanguageModelPolicy
-from retroformer.policies.tree import TreeBatch, Window
+from retroformer.policies.batch import TreeBatch
+from retroformer.policies.tree import Window
+from retroformer.training.windows import WindowStore
 from retroformer.types import Outcome, Trajectory
+
+CHUNK = 1 << 22
+"""Steps, padding included, whose returns are computed together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,51 +47,80 @@ class Minibatch:
 
 
 class Replay:
-    """Trajectories laid out once, drawn many times."""
+    """Trajectories laid out once, as they arrive, and drawn many times."""
 
-    def __init__(self, policy: LanguageModelPolicy, trajectories: Sequence[Trajectory], discount: float, baseline: str):
+    def __init__(
+        self,
+        policy: LanguageModelPolicy,
+        trajectories: Iterable[Trajectory],
+        discount: float,
+        baseline: str,
+        *,
+        folder: Path | None = None,
+        advance: Callable[[int], None] = lambda count: None,
+    ):
+        """`folder`: where the file of tokens lies. Raises DataError where no trajectory arrives."""
         self.policy = policy
-        self.trajectories = list(trajectories)
-        self.place = {trajectory.id: place for place, trajectory in enumerate(self.trajectories)}
-        self.windows = [policy.windows(trajectory, place) for place, trajectory in enumerate(self.trajectories)]
-        longest = max(len(trajectory.steps) for trajectory in self.trajectories)
-        shape = (len(self.trajectories), longest)
-        rewards, mask = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
-        self.behaviour = torch.full(shape, float("nan"))
-        for place, trajectory in enumerate(self.trajectories):
-            count = len(trajectory.steps)
-            mask[place, :count] = True
-            rewards[place, :count] = torch.tensor(trajectory.rewards)
-            self.behaviour[place, :count] = torch.tensor(
-                [float("nan") if step.logprob is None else step.logprob for step in trajectory.steps]
-            )
-        self.mask = mask
-        self.returns = returns_to_go(rewards, mask, discount)
+        self.windows = WindowStore(folder)
+        self.place: dict[str, int] = {}
+        names: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        tasks, instances, counts, success = array("q"), array("q"), array("q"), array("b")
+        rewards, behaviour, temperature = array("f"), array("f"), array("f")
+        for place, trajectory in enumerate(trajectories):
+            self.place[trajectory.id] = place
+            self.windows.add(policy.windows(trajectory, place))
+            counts.append(len(trajectory.steps))
+            rewards.extend(trajectory.rewards)
+            behaviour.extend(math.nan if step.logprob is None else step.logprob for step in trajectory.steps)
+            success.append(trajectory.outcome is Outcome.SUCCESS)
+            temperature.append(trajectory.temperature)
+            tasks.append(names[0].setdefault(trajectory.task.name, len(names[0])))
+            instances.append(names[1].setdefault(trajectory.task.id, len(names[1])))
+            advance(1)
+        if not counts:
+            raise DataError("there is no trajectory to learn from")
+        self.tasks = list(names[0])
+        self.task = torch.from_numpy(np.asarray(tasks))
+        self.counts = torch.from_numpy(np.asarray(counts))
+        self.starts = self.counts.cumsum(0) - self.counts
+        self.longest = int(self.counts.max())
+        self.behaviour = torch.from_numpy(np.asarray(behaviour))
+        """Of each step, one trajectory after the other; so are `returns`."""
+        self.success = torch.from_numpy(np.asarray(success)).bool()
+        self.temperature = torch.from_numpy(np.asarray(temperature))
+        self.returns = torch.from_numpy(np.asarray(rewards))
+        sum_b = torch.zeros(len(counts))
+        for rows in torch.arange(len(counts)).split(max(1, CHUNK // max(1, self.longest))):
+            places_bt, mask_bt = self._places(rows, torch.zeros_like(rows), self.longest)
+            returns_bt = returns_to_go(self.returns[places_bt], mask_bt, discount)
+            self.returns[places_bt[mask_bt]] = returns_bt[mask_bt]
+            sum_b[rows] = returns_bt.sum(1)
+        labels = {"task_b": self.task, "instance_b": torch.from_numpy(np.asarray(instances))}
         kind = "none" if baseline == "value" else baseline
-        tasks, instances = self._labels(lambda one: one.task.name), self._labels(lambda one: one.task.id)
-        self.baseline = constant_baselines(self.returns, mask, kind, task_b=tasks, instance_b=instances)  # type: ignore[arg-type]
-        self.task_baseline = constant_baselines(self.returns, mask, "task", task_b=tasks)
-        self.success = torch.tensor([one.outcome is Outcome.SUCCESS for one in self.trajectories])
-        self.temperature = torch.tensor([one.temperature for one in self.trajectories])
+        self.baseline = baselines_of_sums(sum_b, self.counts, kind, **labels)  # type: ignore[arg-type]
+        self.task_baseline = baselines_of_sums(sum_b, self.counts, "task", **labels)
 
-    def _labels(self, of) -> torch.Tensor:
-        names: dict[str, int] = {}
-        return torch.tensor([names.setdefault(of(one), len(names)) for one in self.trajectories])
+    def _places(self, rows: torch.Tensor, first: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where `width` steps of some trajectories lie from step `first` on, and which of these there are, [B, T]."""
+        steps_bt = first[:, None] + torch.arange(width)
+        mask_bt = steps_bt < self.counts[rows][:, None]
+        return (self.starts[rows][:, None] + steps_bt).clamp(max=len(self.returns) - 1), mask_bt
 
     def require_behaviour(self, objective: str) -> None:
         """Raise DataError where a step lacks the behaviour's log-probability, which `objective` cannot do without."""
-        missing = (self.behaviour.isnan() & self.mask).any(1)
-        if bool(missing.any()):
-            first = self.trajectories[int(missing.int().argmax())]
+        of_step = torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
+        missing = of_step[self.behaviour.isnan()].unique()
+        if len(missing):
+            first = list(self.place)[int(missing[0])]
             raise DataError(
-                f"the objective {objective} needs behaviour log-probabilities, which {int(missing.sum())} of "
-                f"{len(self.trajectories)} trajectories lack (first: {first.id}); "
+                f"the objective {objective} needs behaviour log-probabilities, which {len(missing)} of "
+                f"{len(self.counts)} trajectories lack (first: {first}); "
                 "use asymmetric or imitation_of_successes"
             )
 
     def tokens(self, id: str) -> int:
         """Length of a trajectory in tokens."""
-        return sum(len(window.tokens) for window in self.windows[self.place[id]])
+        return self.windows.lengths[self.place[id]]
 
     def minibatch(self, ids: Iterable[str], weights: Iterable[float]) -> Minibatch:
         """The windows of these trajectories, padded to one shape."""
@@ -91,12 +133,11 @@ class Replay:
         tree = self.policy.collate(chosen)
         device, (w, t, _) = tree.mask_bt.device, tree.shape
         rows = torch.tensor([window.trajectory for window in chosen])
-        columns = torch.tensor([window.first_step for window in chosen])[:, None] + torch.arange(t)
-        columns = columns.clamp(max=self.mask.shape[1] - 1)
+        places_bt, there_bt = self._places(rows, torch.tensor([window.first_step for window in chosen]), t)
         return Minibatch(
             tree=tree,
-            returns_bt=self.returns[rows[:, None], columns].to(device),
-            behaviour_logprobs_bt=self.behaviour[rows[:, None], columns].to(device),
+            returns_bt=torch.where(there_bt, self.returns[places_bt], 0.0).to(device),
+            behaviour_logprobs_bt=torch.where(there_bt, self.behaviour[places_bt], torch.nan).to(device),
             baselines_bt=self.baseline[rows][:, None].expand(w, t).to(device),
             task_baselines_bt=self.task_baseline[rows][:, None].expand(w, t).to(device),
             success_b=self.success[rows].to(device),
@@ -106,8 +147,7 @@ class Replay:
 
     def per_task(self, ids: Iterable[str]) -> dict[str, float]:
         """Share of successes of each task among these trajectories."""
-        counts: dict[str, list[bool]] = {}
-        for id in ids:
-            one = self.trajectories[self.place[id]]
-            counts.setdefault(one.task.name, []).append(one.outcome is Outcome.SUCCESS)
-        return {task: sum(solved) / len(solved) for task, solved in sorted(counts.items())}
+        rows = torch.tensor([self.place[id] for id in ids])
+        count = torch.bincount(self.task[rows], minlength=len(self.tasks)).tolist()
+        solved = torch.bincount(self.task[rows[self.success[rows]]], minlength=len(self.tasks)).tolist()
+        return {name: good / n for name, good, n in sorted(zip(self.tasks, solved, count, strict=True)) if n}

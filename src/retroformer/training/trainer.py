@@ -257,7 +257,7 @@ class Trainer:
         probabilities, else the mean log-likelihood of successful actions. One measure for all objectives.
         """
         ids = sorted(self.kept_aside, key=lambda id: (self.replay.tokens(id), id))
-        size, longest = 4 * self.config.batch, self.replay.mask.shape[1]
+        size, longest = 4 * self.config.batch, self.replay.longest
         parts: list[list[torch.Tensor]] = [[], [], [], [], []]
         for some in (ids[at : at + size] for at in range(0, len(ids), size)):
             batch = self.replay.minibatch(some, [1.0] * len(some))
