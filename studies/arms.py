@@ -62,8 +62,8 @@ class Arm:
 
 
 def configure(overrides: tuple[tuple[str, Any], ...], seed: int) -> Config:
-    """params.yaml with an arm's changes."""
-    return load_config(overrides={**dict(overrides), "seed": seed})
+    """params.yaml with an arm's changes; an arm has no baselines, it is one or stands beside one."""
+    return load_config(overrides={"train.baselines": [], **dict(overrides), "seed": seed})
 
 
 def history(seed: int, overrides: tuple[tuple[str, Any], ...]) -> Path:

@@ -25,6 +25,7 @@ TINY = {
     "collect.checkpoint_share": 0.25,
     "collect.environments": 8,
     "collect.workers": 1,
+    "train.baselines": [],
     "train.updates": 12,
     "train.batch": 4,
     "train.warmup": 2,
@@ -67,7 +68,7 @@ def run_train(root: Path, config: Config) -> dict[str, Any]:
 def run_evaluate(root: Path, config: Config) -> dict[str, Any]:
     data = root / "data"
     sections = (config.evaluate, config.tasks, config.collect, config.decide)
-    paths = {"champion": data / "champion.json", "challenger": data / "challenger"}
+    paths = {"champion": data / "champion.json", "challenger": data / "challenger", "training": data / "training"}
     return evaluate(*sections, config.seed, **paths, out=data / "evaluation")
 
 

@@ -27,10 +27,13 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """``true`` is not 1, though Python says so."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+    def numbers_as_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """``true`` is not 1, though Python says so, and a count is not written ``1.0``."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind in (int, float):
             raise ValueError("expected a number")
+        if isinstance(value, float) and value.is_integer() and kind is int:
+            raise ValueError(f"expected a whole number: {value:.0f}, without a decimal point")
         return value
 
 
@@ -112,6 +115,9 @@ class TrainConfig(Section):
         "topr", "truncated", "symmetric", "asymmetric", "reward_weighted", "imitation", "imitation_of_successes"
     ] = Field(description="loss, see objectives/losses.py")
     baseline: Literal["none", "mean", "task", "leave_one_out", "value"] = Field(description="subtracted from returns")
+    baselines: tuple[Literal["imitation", "imitation_of_successes"], ...] = Field(
+        description="objectives trained for comparison where training starts afresh; empty for none"
+    )
     updates: int = Field(ge=1, description="gradient updates")
     batch: int = Field(ge=1, description="trajectories an update")
     learning_rate: float = Field(gt=0, le=1, description="peak of the schedule: warm-up, flat to half, down to a tenth")
@@ -126,6 +132,14 @@ class TrainConfig(Section):
     checkpoints: int = Field(ge=1, description="how many candidates the choice is among")
     max_kl: float = Field(gt=0, description="KL to the behaviour, nats a step, above which training stops")
     min_ess: Share = Field(description="effective sample size over n below which training stops")
+
+    @model_validator(mode="after")
+    def each_baseline_once(self) -> Self:
+        """One that is there twice would be trained twice, into the same folder."""
+        for name in self.baselines:
+            if self.baselines.count(name) > 1:
+                raise ValueError(f"train.baselines has {name} {self.baselines.count(name)} times, expected once")
+        return self
 
 
 class EvaluateConfig(Section):

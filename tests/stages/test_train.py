@@ -1,18 +1,24 @@
 import csv
+import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from retroformer.curriculum.catalogue import COLUMNS, read_catalogue, write_catalogue
 from retroformer.errors import ConfigError, DataError, PinMismatch, PolicyError, TrainingStopped
 from retroformer.pins import policy_hash
 from retroformer.policies.checkpoints import load
 from retroformer.policies.layout import Layout
-from retroformer.stages.train import words_of
+from retroformer.stages.train import train_baseline, words_of
 from retroformer.storage import hash_directory, read_json, read_trajectories, write_trajectories
+from retroformer.training.beside import counted
 from retroformer.training.trainer import Trainer
 from tiny_round import BOT, pin, run_train, tiny_config
+
+BASELINES = ["imitation", "imitation_of_successes"]
 
 
 def rows(path):
@@ -71,10 +77,84 @@ def test_the_same_inputs_give_the_same_bytes_also_over_a_kill(made_challenger, b
         assert hash_directory(batches / "data" / name) == hash_directory(made_challenger / "data" / name)
 
 
+def test_baselines_are_what_their_objective_gives_and_leave_the_challenger_as_it_is(made_challenger, batches):
+    alone = {}
+    for name in BASELINES:
+        config = tiny_config(train__objective=name, train__curriculum=name != "imitation")
+        run_train(batches, config)
+        alone[name] = load_file(batches / "data/challenger/model.safetensors")
+    for name in ("challenger", "training"):
+        shutil.rmtree(batches / "data" / name)
+
+    config = tiny_config(train__baselines=BASELINES)
+    run_train(batches, config)
+    for name in BASELINES:
+        policy = load(batches / "data/training/baselines" / name)
+        for key, tensor in load_file(batches / "data/training/baselines" / name / "model.safetensors").items():
+            torch.testing.assert_close(tensor, alone[name][key], atol=0, rtol=0)
+        assert policy.layout == load(batches / "data/challenger").layout
+    assert hash_directory(batches / "data/challenger") == hash_directory(made_challenger / "data/challenger")
+    report = read_json(batches / "data/training/train.json")["baselines"]
+    assert {name: (one["updates"], one["stopped"]) for name, one in report.items()} == dict.fromkeys(
+        BASELINES, (12, None)
+    )
+    assert list((batches / ".resume").iterdir()) == []
+
+
+def test_a_baseline_that_was_killed_goes_on_and_a_finished_one_is_read(batches, tmp_path, monkeypatch):
+    config = tiny_config()
+    data = batches / "data"
+    work = partial(train_baseline, config.train, config.policy, config.seed, data / "batches", data / "champion.json")
+    report = work(tmp_path / "whole/imitation_of_successes", os.getppid())
+    update = Trainer.update
+
+    def killed(self):
+        if self.done == 7:
+            raise KeyboardInterrupt
+        update(self)
+
+    monkeypatch.setattr(Trainer, "update", killed)
+    again = tmp_path / "again/imitation_of_successes"
+    with pytest.raises(KeyboardInterrupt):
+        work(again, os.getppid())
+    monkeypatch.setattr(Trainer, "update", update)
+    assert work(again, os.getppid()) == report
+    assert hash_directory(again / "policy") == hash_directory(tmp_path / "whole/imitation_of_successes/policy")
+    monkeypatch.setattr(Trainer, "update", None)
+    assert work(again, os.getppid()) == report
+    assert (again / "updates").stat().st_size == config.train.updates
+
+
+def test_a_baseline_that_a_threshold_stopped_leaves_its_reason_and_no_policy(batches, tmp_path):
+    config = tiny_config(train__max_kl=1e-9)
+    folder = tmp_path / "imitation"
+    sections = (config.train, config.policy, config.seed)
+    for _ in range(2):  # the second time it is read, not trained
+        report = train_baseline(
+            *sections, batches / "data/batches", batches / "data/champion.json", folder, os.getppid()
+        )
+        assert report["chosen_update"] is None
+        assert "KL to the behaviour is" in report["stopped"]
+        assert not (folder / "policy").exists()
+    assert (folder / "updates").stat().st_size == config.train.updates
+
+
+def test_a_worker_leaves_when_its_parent_is_gone(tmp_path):
+    with counted(tmp_path, os.getppid()) as advance:
+        advance(3, "")
+    assert (tmp_path / "updates").stat().st_size == 3
+    with counted(tmp_path, os.getpid()) as advance, pytest.raises(SystemExit):
+        advance(1, "")
+
+
 def test_training_goes_on_from_the_candidate_or_the_champion(challenger):
     shutil.move(challenger / "data/challenger", challenger / "data/policy")
     config = tiny_config(
-        train__updates=2, train__checkpoints=1, train__learning_rate=1e-9, train__later_learning_rate=1e-9
+        train__baselines=BASELINES,
+        train__updates=2,
+        train__checkpoints=1,
+        train__learning_rate=1e-9,
+        train__later_learning_rate=1e-9,
     )
     before = load(challenger / "data/policy")
     for champion, train_from in ((BOT, "data/policy"), ("data/policy", None)):
@@ -82,6 +162,7 @@ def test_training_goes_on_from_the_candidate_or_the_champion(challenger):
         run_train(challenger, config)
         report = read_json(challenger / "data/training/train.json")
         assert (report["start"], report["round"], report["learning_rate"]) == ("data/policy", 2, 1e-9)
+        assert (report["baselines"], (challenger / "data/training/baselines").exists()) == ({}, False)
         after = load(challenger / "data/challenger")
         for ours, theirs in zip(after.model.parameters(), before.model.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)

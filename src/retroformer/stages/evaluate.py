@@ -34,7 +34,7 @@ class Part:
     """Some episodes that are played alike."""
 
     policy: str
-    """champion, challenger or random."""
+    """champion, challenger, random or a baseline's name."""
     player: Player
     range: str
     mission: Mission
@@ -52,6 +52,7 @@ def evaluate(
     *,
     champion: Path = Path("data/champion.json"),
     challenger: Path = Path("data/challenger"),
+    training: Path = Path("data/training"),
     out: Path = Path("data/evaluation"),
 ) -> dict[str, Any]:
     """Play champion and challenger on the same held-out seeds until it is decided which is better.
@@ -59,7 +60,8 @@ def evaluate(
     The number of episodes doubles from look to look; the interval of the paired difference holds at each of them, so
     stopping early is sound. Beside that: the same seeds with the mission swapped for another of the level and for
     another of the same room, greedy decoding, the random admissible agent, seeds that no gate uses (final) and tasks
-    that nothing trains on (transfer). Actions are sampled unless said.
+    that nothing trains on (transfer). Where train left baselines, they, the champion and the random agent play the
+    final seeds too. Actions are sampled unless said.
 
     Returns the difference and its interval. Raises EnvironmentFault for an unknown task or where too many episodes
     end in error, DataError where none can be paired.
@@ -97,6 +99,7 @@ def evaluate(
         )
         for name, mission in ways:
             around.append(Part(name, players[name], "transfer", mission, tasks.held_out, 0, config.transfer))
+    around += beside_baselines(training / "baselines", players["champion"], tasks.train, config.final)
     most = 2 * looks[-1] + sum(part.count for part in around)
     with progress("evaluate", most, "episodes") as shown:
         rows += play_parts(around, conditions, collect, seed, pins.round, shown)
@@ -130,6 +133,20 @@ def evaluate(
         (folder / "samples").mkdir()
         write_json(folder / "samples" / "trajectories.json", samples)
     return history[-1]
+
+
+def beside_baselines(folder: Path, champion: Player, names: tuple[str, ...], count: int) -> list[Part]:
+    """The final seeds for each baseline, sampled and greedy, and for what they are compared with; nothing without."""
+    found = sorted(folder.glob("*/"))
+    if not found:
+        return []
+    parts = [
+        Part(path.name, Player(str(path), champion.temperature, greedy), "final", "true", names, 0, count)
+        for path in found
+        for greedy in (False, True)
+    ]
+    alone = (("champion", champion), ("random", Player("scripted:random")))
+    return parts + [Part(name, player, "final", "true", names, 0, count) for name, player in alone]
 
 
 def play_parts(

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retroformer.config import PolicyConfig, TrainConfig
-from retroformer.errors import ConfigError, DataError, EnvironmentFault
-from retroformer.pins import Pin, read_pins, verify
+from retroformer.errors import ConfigError, DataError, EnvironmentFault, TrainingStopped
+from retroformer.pins import Pin, Pins, read_pins, verify
 from retroformer.progress import progress
-from retroformer.storage import check_replaceable, read_trajectories, replacing, resume_folder, write_json
+from retroformer.storage import check_replaceable, read_json, read_trajectories, replacing, resume_folder, write_json
+from retroformer.types import Trajectory
+
+if TYPE_CHECKING:
+    from retroformer.training.trainer import Trainer
 
 VALUE_HEAD = "value_head.safetensors"
+BASELINES = "baselines"
+"""Below the folder of the training's reports: a checkpoint for each."""
 
 
 def train(
@@ -32,12 +40,15 @@ def train(
     actions are weighted. The best of several checkpoints on logs kept aside is what remains. A run that was killed
     goes on where it was, to the same weights.
 
+    Where training starts afresh, the `baselines` are trained as well, from the same start on the same data for as many
+    updates: what the challenger has to be compared with. They run in worker processes beside it.
+
     Returns what the training ended with. Raises DataError where the logs lack what the objective needs,
     TrainingStopped where a threshold was passed before the first checkpoint.
     """
     pins = read_pins(champion)
     root = champion.parent.parent
-    start = pins.train_from or (None if pins.champion.scripted else pins.champion)
+    start = start_of(pins)
     if start is not None:
         verify(start, root)
     for folder in (out, training):
@@ -45,7 +56,72 @@ def train(
     resume = resume_folder("train", [batches, champion], [config, policy, seed], root)
 
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
+
+    from retroformer.training.beside import Beside
+
+    names = config.baselines if start is None else ()
+    work = partial(train_baseline, config, policy, seed, batches, champion)
+    # A model of the user's own may be too large to be in memory twice: then one after the other.
+    workers = 1 if policy.model else os.cpu_count() or 1
+    with Beside(work, [resume / name for name in names], workers, config.updates) as others:
+        found = others.results("train baselines") if policy.model else []
+        trajectories = read_trajectories(batches)
+        with progress("lay out", len(trajectories), "trajectories") as shown:
+            trainer = prepare(config, policy, seed, trajectories, batches, champion)
+            shown.advance(len(trajectories))
+        with progress("train", config.updates, "updates") as shown:
+            trainer.run(resume, shown.advance)
+        found = found or others.results("train baselines")
+    baselines = dict(zip(names, found, strict=True))
+    assert trainer.best is not None
+    last = trainer.curve[-1]
+    model = trainer.policy.model
+    report = {
+        "round": pins.round,
+        "objective": config.objective,
+        "baseline": config.baseline,
+        "condition_on_return": config.condition_on_return,
+        "start": described(start, policy),
+        "updates": trainer.done,
+        "trajectories": len(trajectories),
+        "steps": sum(len(one.steps) for one in trajectories),
+        "tokens": sum(trainer.replay.tokens(one.id) for one in trajectories),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "learning_rate": trainer.learning_rate,
+        "checkpoints": trainer.checkpoints,
+        "chosen_update": trainer.best["update"],
+        "stopped": trainer.stopped,
+        "baselines": baselines,
+        "diagnostics": {name: last[name] for name in ("kl", "ess", "clipped", "entropy", "grad_norm", "agreement")},
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    with replacing(training) as folder:
+        write_rows(folder / "curve.csv", trainer.curve)
+        write_rows(folder / "schedule.csv", trainer.pacing.schedule)
+        write_json(folder / "train.json", report)
+        for name in names:
+            if (resume / name / "policy").is_dir():
+                shutil.copytree(resume / name / "policy", folder / BASELINES / name)
+    with replacing(out) as folder:
+        trainer.policy.save(folder)
+        save_file(trainer.value_head.state_dict(), folder / VALUE_HEAD)
+    shutil.rmtree(resume, ignore_errors=True)
+    return {"updates": trainer.done, "chosen_update": trainer.best["update"], **report["diagnostics"]}
+
+
+def start_of(pins: Pins) -> Pin | None:
+    """The checkpoint that training goes on from; None where it starts afresh."""
+    return pins.train_from or (None if pins.champion.scripted else pins.champion)
+
+
+def prepare(
+    config: TrainConfig, policy: PolicyConfig, seed: int, trajectories: list[Trajectory], batches: Path, champion: Path
+) -> Trainer:
+    """The trainer at its start: policy built or loaded, data laid out, threads set."""
+    import torch
+    from safetensors.torch import load_file
 
     from retroformer.curriculum.catalogue import read_catalogue
     from retroformer.policies.checkpoints import build, load
@@ -53,7 +129,8 @@ def train(
     from retroformer.training.replay import Replay
     from retroformer.training.trainer import Trainer, new_value_head, threads_for
 
-    trajectories = read_trajectories(batches)
+    pins = read_pins(champion)
+    root, start = champion.parent.parent, start_of(pins)
     if not trajectories:
         raise DataError(f"{batches} holds no trajectory to learn from; see {batches}/curate.json")
     torch.manual_seed(seed)
@@ -81,12 +158,9 @@ def train(
         head.load_state_dict(load_file(root / start.policy / VALUE_HEAD))
     head.to(model.model.device)
     catalogue = read_catalogue(batches / "catalogue.csv")
-    with progress("lay out", len(trajectories), "trajectories") as shown:
-        replay = Replay(model, trajectories, config.discount, config.baseline)
-        shown.advance(len(trajectories))
-    trainer = Trainer(
+    return Trainer(
         model,
-        replay,
+        Replay(model, trajectories, config.discount, config.baseline),
         catalogue,
         config,
         seed=seed * 100 + pins.round,
@@ -94,41 +168,40 @@ def train(
         value_head=head,
         continuing=start is not None,
     )
-    with progress("train", config.updates, "updates") as shown:
-        trainer.run(resume, shown.advance)
-    assert trainer.best is not None
-    last = trainer.curve[-1]
-    report = {
-        "round": pins.round,
-        "objective": config.objective,
-        "baseline": config.baseline,
-        "condition_on_return": config.condition_on_return,
-        "start": described(start, policy),
-        "updates": trainer.done,
-        "trajectories": len(trajectories),
-        "steps": sum(len(one.steps) for one in trajectories),
-        "tokens": sum(replay.tokens(one.id) for one in trajectories),
-        "parameters": sum(parameter.numel() for parameter in model.model.parameters()),
-        "learning_rate": trainer.learning_rate,
-        "checkpoints": trainer.checkpoints,
-        "chosen_update": trainer.best["update"],
-        "stopped": trainer.stopped,
-        "diagnostics": {name: last[name] for name in ("kl", "ess", "clipped", "entropy", "grad_norm", "agreement")},
-        "threads": torch.get_num_threads(),
-        "dtype": str(model.model.dtype).removeprefix("torch."),
-    }
-    with replacing(training) as folder:
-        write_rows(folder / "curve.csv", trainer.curve)
-        write_rows(folder / "schedule.csv", trainer.pacing.schedule)
-        write_json(folder / "train.json", report)
-    with replacing(out) as folder:
-        model.save(folder)
-        save_file(head.state_dict(), folder / VALUE_HEAD)
-    shutil.rmtree(resume, ignore_errors=True)
-    return {"updates": trainer.done, "chosen_update": trainer.best["update"], **report["diagnostics"]}
 
 
-def words_of(trajectories: list[Any]) -> list[str]:
+def train_baseline(
+    config: TrainConfig, policy: PolicyConfig, seed: int, batches: Path, champion: Path, folder: Path, parent: int
+) -> dict[str, Any]:
+    """Train one baseline, named as `folder` is, to ``folder/policy``; in a worker. Returns how it ended.
+
+    What a killed run has finished is not trained again, what it has begun goes on. One that a threshold stopped
+    before its first checkpoint leaves no policy and says why.
+    """
+    from retroformer.training.beside import counted
+
+    with counted(folder, parent) as advance:
+        if (folder / "train.json").is_file():
+            advance(config.updates, "")
+            return read_json(folder / "train.json")
+        # Imitation of everything leans to nothing: its trajectories are drawn alike.
+        curriculum = config.curriculum and folder.name != "imitation"
+        own = config.model_copy(update={"objective": folder.name, "curriculum": curriculum})
+        trainer = prepare(own, policy, seed, read_trajectories(batches), batches, champion)
+        try:
+            trainer.run(folder, advance)
+        except TrainingStopped as error:
+            report: dict[str, Any] = {"updates": trainer.done, "chosen_update": None, "stopped": str(error)}
+        else:
+            with replacing(folder / "policy") as new:
+                trainer.policy.save(new)
+            chosen = (trainer.best or {})["update"]
+            report = {"updates": trainer.done, "chosen_update": chosen, "stopped": trainer.stopped}
+    write_json(folder / "train.json", report)
+    return report
+
+
+def words_of(trajectories: list[Trajectory]) -> list[str]:
     """Every word of the history and, where its environments can name them, those that they may still say."""
     from retroformer.environments import lexicon
 
