@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from retroformer.config import Config, Section, load_config
-from retroformer.errors import ConfigError, RetroformerError
+from retroformer.errors import ConfigError, EnvironmentFault, RetroformerError
 from retroformer.stages import STAGES
 
 HELP = """\
@@ -41,6 +41,7 @@ Stages, in order; `dvc repro` runs them, `retroformer STAGE --help` lists their 
 Around them:
   close     close the round that `dvc repro` finished
   status    the table of closed rounds, and where to look
+  check-environment NAME    play an environment, package:task or an import path, and say what breaks its contract
 """
 
 USER_ERRNOS = {
@@ -283,7 +284,35 @@ def status(arguments: Sequence[str]) -> None:
     show()
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"close": close, "status": status}
+def check_environment(arguments: Sequence[str]) -> None:
+    """Play an environment and say in plain words what breaks the contract, and which part of it.
+
+    It is played at random, by its expert where it has one, with its mission swapped, and again in another process.
+    The exit code is 2 where something was found.
+    """
+    parser = Parser(
+        prog="retroformer check-environment",
+        description=inspect.getdoc(check_environment),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", help="package:task or my_module.MyEnvironment:task; without :task, all of its tasks")
+    name = parse(parser, arguments).name
+    from retroformer.environments.checker import check_package
+
+    broken, checked = 0, 0
+    for report in check_package(name):
+        print("\n".join(report.lines()), flush=True)
+        checked, broken = checked + 1, broken + bool(report.problems)
+    if broken:
+        raise EnvironmentFault(f"{broken} of {checked} tasks of {name} break the contract, see above")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "close": close,
+    "status": status,
+    "check-environment": check_environment,
+}
 
 
 def dispatch(arguments: Sequence[str]) -> None:

@@ -31,6 +31,7 @@ GROUP = "retroformer.environments"
 """The entry points' group."""
 ADAPTERS = {
     "babyai": "retroformer.environments.babyai",
+    "desk": "retroformer.environments.desk",
     "toy_text": "retroformer.environments.toy_text",
 }
 """What ships here."""

@@ -11,7 +11,7 @@ tasks that share mechanics. ``close()`` frees what is held.
 
 **Actions.** In choice mode ``info["admissible_actions"]`` says what may be chosen now. It is set by ``reset`` and by
 every step that does not end the episode: at least one, each once, each of which can really be done; ``step`` raises
-EnvironmentFault for what cannot be. Where there are too many to list, it is a subset, and what else could be done may
+for what cannot be. Where there are too many to list, it is a subset, and what else could be done may
 be done too. An environment without it is played in text mode: the action is whatever the agent wrote, and what is
 wrong with that is told in the next observation, never raised.
 
@@ -33,6 +33,9 @@ what is told may differ. ``info["mission"]``, set by ``reset``, says which it is
 set it, its ``info["task"]`` is swapped from outside for that of another seed, if another seed's differs.
 
 **Expert.** An environment may have ``expert_action()``: what an expert would do now, or None where it does not know.
+
+**Lexicon.** The package may list every word that its tasks can say or be told, parted by whitespace: a model that is
+built for them then has no unknown word.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ class TextEnvironment(Protocol):
         ...
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Do `action`; in choice mode one that is not admissible raises EnvironmentFault."""
+        """Do `action`; in choice mode one that is not admissible raises."""
         ...
 
     def close(self) -> None:
