@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from chain import DISCOUNT, HORIZON, MU, PI, action_values, arrays, paths
 
 from retroformer.evaluation.off_policy import estimators
 from retroformer.evaluation.off_policy.estimators import Means
-from chain import DISCOUNT, HORIZON, MU, PI, action_values, arrays, paths
 
 EVERY = paths()
 CHANCE = np.array([one.probability for one in EVERY])

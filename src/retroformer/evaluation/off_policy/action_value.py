@@ -10,12 +10,13 @@ each task instance is predicted by a fit without it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
 Integers = NDArray[np.int64]
 
 FOLDS = 5

@@ -90,16 +90,15 @@ def refusal(found: Evidence, ess_of_tasks: dict[str, tuple[int, float]]) -> str 
     if drift > MAX_DRIFT:
         return (
             f"the trajectories' weights have mean {found.mean_weight:.2f} where 1 is due: the recorded "
-            "log-probabilities are not those at which the actions were sampled (temperature, top-p), or the policy leaves the logs"
+            "log-probabilities are not those at which the actions were sampled (temperature, top-p), or the policy "
+            "leaves the logs"
         )
     if found.ess < MIN_ESS:
-        needed = (
-            "more" if found.ess < 1 else f"about {math.ceil(found.trajectories * (MIN_ESS / found.ess - 1)):,} more"
-        )
+        missing = math.ceil(found.trajectories * (MIN_ESS / max(found.ess, 1.0) - 1))
         return (
             f"the {found.trajectories:,} trajectories are worth {found.ess:.0f} of the policy's own (effective sample "
-            f"size), at least {MIN_ESS:.0f} are needed: about {missing:,} more would do, above all of {thinnest(ess_of_tasks)}, or "
-            "logs of an agent nearer to the policy"
+            f"size), at least {MIN_ESS:.0f} are needed: about {missing:,} more would do, above all of "
+            f"{thinnest(ess_of_tasks)}, or logs of an agent nearer to the policy"
         )
     return None
 
