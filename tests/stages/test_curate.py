@@ -151,3 +151,23 @@ def test_weights_that_are_all_zero_are_refused(base):
     zero = {"success_weight": 0.0, "return_weight": 0.0, "length_weight": 0.0}
     with pytest.raises(ConfigError, match="all 0"):
         run(base, CONFIG.model_copy(update=zero))
+
+
+def test_what_is_for_evaluation_alone_lies_apart(base):
+    run(base)
+    before = hash_directory(base / "batches")
+    kept = [make_trajectory(WON, seed=30, split="evaluation"), make_error(seed=31, split="evaluation")]
+    trajectories = [*read_trajectories(base / "validated"), *kept]
+    write_trajectories(base / "validated", trajectories)
+    assert run(base) == {"read": 13, "sampled": 8, "checkpoint": 2}
+    batches = base / "batches"
+    assert {one.id for one in read_trajectories(batches / "evaluation")} == {one.id for one in kept}
+    assert not {one.id for one in read_trajectories(batches)} & {one.id for one in kept}
+    rows = read_catalogue(batches / "catalogue.csv").set_index("trajectory_id").loc[[one.id for one in kept]]
+    assert rows["split"].tolist() == ["evaluation"] * 2
+    assert rows["probability"].tolist() == [0, 0]
+    assert read_json(batches / "curate.json")["splits"] == {"train": 9, "checkpoint": 2, "evaluation": 2}
+
+    write_trajectories(base / "validated", trajectories[:-2])
+    run(base)
+    assert hash_directory(batches) == before

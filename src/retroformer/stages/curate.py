@@ -17,6 +17,9 @@ from retroformer.pins import read_pins
 from retroformer.storage import read_trajectories, replacing, write_json, write_trajectories
 from retroformer.types import Trajectory
 
+UNSEEN = "evaluation"
+"""Split of the trajectories for off-policy evaluation alone, and the folder beside the others that holds them."""
+
 
 def curate(
     config: CurateConfig,
@@ -30,7 +33,8 @@ def curate(
 
     Takes this round's trajectories and those of the last `window` - 1 closed rounds; where an id is in several
     rounds the newest stands. Only what ended in success or failure may be sampled; the rest is listed with
-    probability 0. Trajectories of split checkpoint are kept for the choice of a checkpoint, with probability 0.
+    probability 0. Trajectories of split checkpoint are kept for the choice of a checkpoint, with probability 0. Those
+    of split evaluation, which imported logs have, go to a folder of their own that training never opens.
 
     Returns read, sampled and checkpoint, counts of trajectories. Raises DataError where a table is damaged, or
     nothing is left to learn from.
@@ -52,7 +56,10 @@ def curate(
 
     rows = [row(number, trajectory) for number, trajectory in found.values()]
     catalogue: Any = pd.DataFrame(sorted(rows, key=lambda one: one["trajectory_id"]))
-    learnable = [trajectory for _, trajectory in found.values() if trajectory.learnable]
+    unseen = [trajectory for _, trajectory in found.values() if split_of(trajectory) == UNSEEN]
+    learnable = [
+        trajectory for _, trajectory in found.values() if trajectory.learnable and split_of(trajectory) != UNSEEN
+    ]
     if not any(split_of(trajectory) == "train" for trajectory in learnable):
         outcomes = Counter(trajectory.outcome.value for _, trajectory in found.values())
         raise DataError(
@@ -67,6 +74,9 @@ def curate(
     with replacing(out) as folder:
         write_trajectories(folder, learnable)
         write_catalogue(folder / "catalogue.csv", catalogue)
+        if unseen:
+            (folder / UNSEEN).mkdir()
+            write_trajectories(folder / UNSEEN, unseen)
         report = {
             **totals,
             "round": this_round,
@@ -84,7 +94,7 @@ def curate(
 
 def split_of(trajectory: Trajectory) -> str:
     """What it is kept for, whatever the range that its seed came from."""
-    return "checkpoint" if trajectory.task.split == "checkpoint" else "train"
+    return trajectory.task.split if trajectory.task.split in ("checkpoint", UNSEEN) else "train"
 
 
 def row(number: int, trajectory: Trajectory) -> dict[str, Any]:
