@@ -102,5 +102,5 @@ def test_a_bad_name_is_told_with_what_is_known(spec, message):
 def test_an_environment_without_an_expert_is_told():
     with pytest.raises(PolicyError, match="needs an environment with an expert"):
         load_scripted("scripted:babyai-bot").act([Decision(0, 0, "", "", ACTIONS, 0.5, object())])
-    with pytest.raises(PolicyError, match="no admissible action in slot 3 at step 2"):
+    with pytest.raises(PolicyError, match="no action to choose in slot 3 at step 2"):
         load_scripted("scripted:random").act([Decision(3, 2, "", "", (), 0.5)])

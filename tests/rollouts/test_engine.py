@@ -32,7 +32,9 @@ class FakeEnvironment:
             return 3, {"task": "go", "admissible_actions": ("a", "b")}
         if self.kind == "untold":
             return "o", {"admissible_actions": ("a",)}
-        return f"{seed}.0", {"task": f"go {seed}", "admissible_actions": () if self.kind == "nothing" else ("a", "b")}
+        actions = () if self.kind == "nothing" else ("a", "b")
+        told = {"task": f"go {seed}", "mission": (options or {})["mission"]}
+        return f"{seed}.0", {**told, "admissible_actions": actions}
 
     def step(self, action):
         self.t += 1

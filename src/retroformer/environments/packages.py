@@ -32,10 +32,20 @@ GROUP = "retroformer.environments"
 ADAPTERS = {
     "babyai": "retroformer.environments.babyai",
     "desk": "retroformer.environments.desk",
+    "miniwob": "retroformer.environments.miniwob",
+    "openenv": "retroformer.environments.openenv",
+    "scienceworld": "retroformer.environments.scienceworld",
+    "textworld": "retroformer.environments.textworld",
+    "textworld-express": "retroformer.environments.textworld_express",
     "toy_text": "retroformer.environments.toy_text",
 }
 """What ships here."""
-EXTRAS: dict[str, str] = {}
+EXTRAS = {
+    "miniwob": "pip install 'retroformer[miniwob]' && apt-get install chromium chromium-driver",
+    "scienceworld": "pip install 'retroformer[scienceworld]' && apt-get install default-jre-headless",
+    "textworld": "pip install 'retroformer[textworld]'",
+    "textworld-express": "pip install 'retroformer[textworld-express]' && apt-get install default-jre-headless",
+}
 """Of these, the extras, and what installs them in a shell."""
 ONLY = "default"
 

@@ -1,7 +1,7 @@
 """Agents without a model: an environment's expert with noise, and the random agent.
 
-They are the agents one has before training, so what they did must be as well recorded as a model's: each choice
-carries its exact log-probability.
+They are the agents one has before training, so what they did must be as well recorded as a model's: each choice among
+admissible actions carries its exact log-probability. What they write in text mode carries none, as in most logs.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from retroformer.errors import PolicyError
 from retroformer.pins import SCRIPTED
 from retroformer.policies.agent import Agent, Choice, Decision
 
-KNOWN = "scripted:babyai-bot?noise=0.7, scripted:random"
+EXPERTS = ("babyai-bot", "desk")
+"""Each asks the environment what its expert would do."""
+KNOWN = "scripted:babyai-bot?noise=0.7, scripted:desk?noise=0.3, scripted:random"
 
 
 def load_scripted(spec: str) -> Agent:
     """The agent that ``scripted:NAME?key=value`` describes. Raises PolicyError that says what is known."""
     name, _, query = spec.removeprefix(SCRIPTED).partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
-    if not spec.startswith(SCRIPTED) or name not in ("babyai-bot", "random"):
+    if not spec.startswith(SCRIPTED) or name not in (*EXPERTS, "random"):
         raise PolicyError(f"no scripted agent {spec!r}; known: {KNOWN}")
-    unknown = set(options) - ({"noise"} if name == "babyai-bot" else set())
+    unknown = set(options) - ({"noise"} if name in EXPERTS else set())
     if unknown:
         raise PolicyError(f"{spec!r} has the unknown option {sorted(unknown)[0]!r}; known: {KNOWN}")
     if name == "random":
@@ -40,7 +42,8 @@ def load_scripted(spec: str) -> Agent:
 class Scripted:
     """With probability `noise` a uniform admissible action, else the expert's.
 
-    Where the expert does not know, uniform. With noise 1 no expert is asked for.
+    Where the expert does not know, uniform. With noise 1 no expert is asked for. In text mode the environment names
+    some possible actions, and log-probabilities are not recorded.
     """
 
     def __init__(self, version: str, noise: float):
@@ -56,18 +59,23 @@ class Scripted:
         """Nothing is remembered."""
 
     def _choose(self, decision: Decision) -> Choice:
-        actions = decision.admissible_actions
-        if not actions:
-            raise PolicyError(f"{self.version} has no admissible action in slot {decision.slot} at step {decision.t}")
+        text = decision.admissible_actions is None
+        actions = decision.admissible_actions or getattr(decision.environment, "possible_actions", tuple)()
         expert = None
         if self.noise < 1:
             ask = getattr(decision.environment, "expert_action", None)
             if ask is None:
                 raise PolicyError(f"{self.version} needs an environment with an expert, got {decision.environment!r}")
             expert = ask()
+        if text and expert is not None:
+            actions = tuple(dict.fromkeys((*actions, expert)))
+        if not actions:
+            raise PolicyError(f"{self.version} has no action to choose in slot {decision.slot} at step {decision.t}")
         noise = 1.0 if expert is None else self.noise
         probabilities = tuple(noise / len(actions) + (1 - noise) * (action == expert) for action in actions)
         index = draw(probabilities, decision.uniform)
+        if text:
+            return Choice(actions[index], None)
         return Choice(actions[index], math.log(probabilities[index]), probabilities)
 
 

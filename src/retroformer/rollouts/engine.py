@@ -1,5 +1,8 @@
 """Many environments advance together, each at its own step; a finished one is replaced at once.
 
+An environment that lists admissible actions is played in choice mode, one that lists none in text mode; both may play
+side by side.
+
 The rollout buffer holds the partial trajectories. What breaks is data: an environment that raises ends its episode
 as ``error`` with the message, a limit of the collector ends it as ``truncated``, the task's own step limit as
 ``failure``.
@@ -17,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from retroformer.environments import make
+from retroformer.chat import describe_tools
+from retroformer.environments import make, start
 from retroformer.environments.protocol import Mission, TextEnvironment
 from retroformer.errors import PolicyError
 from retroformer.policies.agent import Agent, Choice, Decision
@@ -47,6 +51,8 @@ class Conditions:
     """How many episodes advance together."""
     max_seconds: float = 60.0
     """Wall time an episode may take; beyond it is truncated."""
+    max_new_tokens: int = 256
+    """Most tokens of a generated action. One that is cut there is given to the environment as it is."""
     keep_probabilities: bool = False
 
 
@@ -58,6 +64,8 @@ class Played:
     trajectory: Trajectory
     probabilities: tuple[tuple[float, ...], ...] = ()
     """pi over the admissible actions of each step, where `Conditions.keep_probabilities` asked for it."""
+    cut: int = 0
+    """Generated actions that the limit of tokens ended."""
 
 
 @dataclass(slots=True)
@@ -71,9 +79,11 @@ class Partial:
     family: str = ""
     description: str = ""
     observation: str = ""
-    admissible: tuple[str, ...] = ()
+    admissible: tuple[str, ...] | None = None
+    """None in text mode."""
     steps: list[Step] = field(default_factory=list)
     probabilities: list[tuple[float, ...]] = field(default_factory=list)
+    cut: int = 0
 
     def finish(self, agent: Agent, stop: StopReason, outcome: Outcome, error: str | None = None) -> Played:
         """The record of what was played."""
@@ -92,7 +102,7 @@ class Partial:
             source="rollout",
             error=error,
         )
-        return Played(self.episode, trajectory, tuple(self.probabilities))
+        return Played(self.episode, trajectory, tuple(self.probabilities), self.cut)
 
 
 def play(agent: Agent, episodes: Sequence[Episode], conditions: Conditions) -> Iterator[Played]:
@@ -135,6 +145,7 @@ def play(agent: Agent, episodes: Sequence[Episode], conditions: Conditions) -> I
                     admissible_actions=partial.admissible,
                     uniform=partial.chance.random(),
                     environment=partial.environment,
+                    max_new_tokens=conditions.max_new_tokens,
                 )
                 for slot, partial in buffer.items()
             ]
@@ -170,19 +181,20 @@ def _chance(run_seed: int, episode: Episode) -> np.random.Generator:
 def _start(partial: Partial, environment: TextEnvironment) -> None:
     partial.environment = environment
     partial.family = environment.family
-    options = {"mission": partial.episode.mission}
-    observation, info = environment.reset(seed=partial.episode.seed, options=options)
-    partial.description = str(info["task"])
-    _observe(partial, observation, info)
+    observation, info = start(environment, partial.episode.seed, partial.episode.mission)
+    told = (str(info["task"]), describe_tools(info.get("tools") or ()))
+    partial.description = "\n\n".join(part for part in told if part)
+    _observe(partial, observation, info, text=info.get("admissible_actions") is None)
 
 
-def _observe(partial: Partial, observation: Any, info: dict[str, Any]) -> None:
+def _observe(partial: Partial, observation: Any, info: dict[str, Any], *, text: bool) -> None:
+    """What the agent sees next; an episode that began in choice mode stays in it."""
     if not isinstance(observation, str):
         raise TypeError(f"the observation must be a str, got {type(observation).__name__}")
     actions = info.get("admissible_actions")
-    if not actions:
+    if not actions and not text:
         raise ValueError("info['admissible_actions'] must hold at least one action")
-    partial.observation, partial.admissible = observation, tuple(actions)
+    partial.observation, partial.admissible = observation, None if actions is None else tuple(actions)
 
 
 def _advance(
@@ -197,13 +209,15 @@ def _advance(
         reward = float(reward)
         if not math.isfinite(reward):
             raise ValueError(f"the reward must be finite, got {reward}")
-        partial.steps.append(Step(partial.observation, choice.action, reward, partial.admissible, None, choice.logprob))
+        step = Step(partial.observation, choice.action, reward, partial.admissible, choice.token_ids, choice.logprob)
+        partial.steps.append(step)
+        partial.cut += choice.cut
         if conditions.keep_probabilities:
             partial.probabilities.append(choice.probabilities)
         if terminated or truncated:
             stop = StopReason.TERMINATED if terminated else StopReason.STEP_LIMIT
             return stop, Outcome.SUCCESS if info.get("success") else Outcome.FAILURE, None
-        _observe(partial, observation, info)
+        _observe(partial, observation, info, text=partial.admissible is None)
     except Exception as error:
         return StopReason.EXCEPTION, Outcome.ERROR, _told(error)
     if time.monotonic() - partial.started > conditions.max_seconds:
