@@ -34,7 +34,9 @@ def play_champion(policy: str) -> dict[str, Any]:
 
     config = load_config()
     tasks, collect = config.tasks, config.collect
-    conditions = Conditions(config.seed, tasks.text, tasks.actions, collect.environments, collect.max_seconds)
+    conditions = Conditions(
+        config.seed, tasks.text, tasks.actions, collect.environments, collect.max_seconds, collect.max_new_tokens
+    )
     part = Part("champion", Player(policy, collect.temperature), "final", "true", tasks.train, 0, config.evaluate.final)
     with progress("drift", part.count, "episodes") as shown:
         rows = play_parts([part], conditions, collect, config.seed, 1, shown)

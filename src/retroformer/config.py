@@ -67,6 +67,7 @@ class CollectConfig(Section):
     environments: int = Field(ge=1, le=4096, description="episodes that advance together in a worker")
     workers: int = Field(ge=0, le=1024, description="worker processes; 0 means one a core")
     max_seconds: float = Field(gt=0, description="wall time an episode may take, in seconds; beyond it is truncated")
+    max_new_tokens: int = Field(ge=1, le=1 << 20, description="most tokens of an action that the policy writes itself")
     max_errors: Share = Field(description="share of episodes that may end in error before the stage stops")
 
 

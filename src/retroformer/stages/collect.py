@@ -29,8 +29,10 @@ def collect(
     """Play episodes with a pinned policy and record them.
 
     Many environments advance together, a finished one is replaced at once; actions are sampled from the policy's
-    probabilities over the admissible actions, which are recorded. A task's own step limit ends in failure, a limit of
-    the collector in truncated, what breaks in error with its message.
+    probabilities over the admissible actions, which are recorded. An environment that lists none is played in text
+    mode: the policy writes its actions, sampled token by token; one that max_new_tokens cuts is given to the
+    environment as it is. A task's own step limit ends in failure, a limit of the collector in truncated, what breaks
+    in error with its message.
 
     Returns counts. Raises EnvironmentFault for an unknown task or where too many episodes end in error, PinMismatch
     where the policy is not the pinned one.
@@ -42,16 +44,19 @@ def collect(
     for name in (*tasks.train, *tasks.held_out):
         make(name, text=tasks.text, actions=tasks.actions).close()
     plan = episodes_of(config, tasks, seed, pins.round)
-    conditions = Conditions(seed, tasks.text, tasks.actions, config.environments, config.max_seconds)
+    conditions = Conditions(
+        seed, tasks.text, tasks.actions, config.environments, config.max_seconds, config.max_new_tokens
+    )
     policy = pin.policy if pin.scripted else str(champion.parent.parent / pin.policy)
     player = Player(policy, config.temperature)
     trajectories: list[Trajectory] = []
-    errors = 0
+    errors = cut = 0
     with progress("collect", len(plan), "episodes") as shown:
         for _, played in play_all([(player, plan)], conditions, config.workers):
             trajectories += [one.trajectory for one in played]
             failed = [one.trajectory for one in played if one.trajectory.outcome is Outcome.ERROR]
             errors += len(failed)
+            cut += sum(one.cut for one in played)
             if failed and errors > config.max_errors * len(plan):
                 raise EnvironmentFault(
                     f"{errors} of {len(trajectories)} episodes ended in error, more than the share "
@@ -59,7 +64,7 @@ def collect(
                 )
             solved = sum(one.outcome is Outcome.SUCCESS for one in trajectories)
             shown.advance(len(played), f"success {solved / len(trajectories):.2f}")
-    report = describe(trajectories, pins.round, pin.version)
+    report = describe(trajectories, pins.round, pin.version) | {"cut_actions": cut}
     with replacing(out) as folder:
         write_trajectories(folder, trajectories)
         write_json(folder / "collect.json", report)

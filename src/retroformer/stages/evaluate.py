@@ -77,7 +77,9 @@ def evaluate(
         "champion": Player(pin.policy if pin.scripted else str(root / pin.policy), collect.temperature),
         "challenger": Player(str(challenger), collect.temperature),
     }
-    conditions = Conditions(seed, tasks.text, tasks.actions, collect.environments, collect.max_seconds)
+    conditions = Conditions(
+        seed, tasks.text, tasks.actions, collect.environments, collect.max_seconds, collect.max_new_tokens
+    )
     looks = planned_looks(config.first_look, config.looks)
     rows: list[Row] = []
     history: list[dict[str, Any]] = []
