@@ -18,8 +18,8 @@ from retroformer.environments import known, lexicon, make, start
 from retroformer.environments.protocol import TextEnvironment, section
 from retroformer.errors import EnvironmentFault
 
-SEEDS = (*range(10), 123_456_789, 50_199_900_000)
-"""Of the episodes that are played; the last are as large as those of a round."""
+SEEDS = (*range(10), 1_000_100_000, 5_999_999_999)
+"""Of the episodes that are played; the last is the largest that a round has."""
 FEW = 4
 """How many of them are played again in other ways."""
 MAX_STEPS = 2000

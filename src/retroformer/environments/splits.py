@@ -6,11 +6,14 @@ A seed reads as decimal digits, ``S RR NN IIIII``: the split, the run's seed, th
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+import zlib
+from collections.abc import Sequence
+from typing import Literal, TypeVar
 
 from retroformer.config import EPISODES
 from retroformer.errors import ConfigError
 
+Item = TypeVar("Item")
 SPLITS = ("history", "train", "checkpoint", "gate", "final", "transfer")
 SAME_EVERY_ROUND = ("final", "transfer")
 ROUNDS, RUNS = 100, 100
@@ -47,3 +50,14 @@ def of_instance(instance: str) -> LogSplit:
     if place < SHARES["evaluation"]:
         return "evaluation"
     return "checkpoint" if place < SHARES["evaluation"] + SHARES["checkpoint"] else "train"
+
+
+def official(seed: int, train: Sequence[Item], dev: Sequence[Item], test: Sequence[Item]) -> Item:
+    """The instance of a benchmark that has splits of its own, for an environment seed of ours.
+
+    history and train draw from the benchmark's train, final and transfer from its test. Of dev, checkpoint choice has
+    every other instance and the gate the rest. Drawn by a hash, so more seeds than instances mean that some come again.
+    """
+    split = SPLITS[min(seed // (RUNS * ROUNDS * EPISODES), len(SPLITS) - 1)]
+    instances = {"checkpoint": dev[::2], "gate": dev[1::2] or dev, "final": test, "transfer": test}.get(split, train)
+    return instances[zlib.crc32(str(seed).encode()) % len(instances)]
