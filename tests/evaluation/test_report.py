@@ -45,7 +45,7 @@ def figure(success, n=800):
 def make_round(data, *, number=3, each=24):
     """A plausible round: what the stages before `decide` leave, and the closed rounds."""
     chance = random.Random(0)
-    sure = {"champion": 0.2, "challenger": 0.3, "random": -0.4}
+    sure = {"champion": 0.2, "challenger": 0.3, "random": -0.4, "imitation": 0.0, "imitation_of_successes": 0.1}
 
     def episodes(range_, levels, policy, mission="true", decoding="sampled"):
         for family, tasks in levels.items():
@@ -67,6 +67,10 @@ def make_round(data, *, number=3, each=24):
         for mission in ("true", "shuffled"):
             rows += episodes("transfer", HELD_OUT, policy, mission)
     rows += episodes("gate", LEVELS, "random")
+    rows += episodes("final", LEVELS, "challenger", decoding="greedy")
+    for policy in ("imitation", "imitation_of_successes"):
+        for decoding in ("sampled", "greedy"):
+            rows += episodes("final", LEVELS, policy, decoding=decoding)
     write_csv(data / "evaluation/episodes.csv", COLUMNS, rows)
     looks = [
         {"n": 256 * 2**k, "difference": 0.09 + 0.02 / (k + 1), "lower": 0.1 - 0.16 / 2**k, "upper": 0.11 + 0.15 / 2**k}
@@ -255,6 +259,8 @@ def test_a_whole_round(tmp_path):
         "+0.102 +0.071 to +0.133, 2,044 pairs",
         "Transfer: held-out tasks, never trained on",
         "Final range: seeds that no gate ever used",
+        "imitation of everythingthis round",
+        "Challenger and baselines",
         "Score of the checkpoints",
         "Trajectories by tier",
         "look 3: n 1024",

@@ -50,6 +50,27 @@ def test_what_was_played(made_challenger):
     assert report["challenger"] == policy_hash("data/challenger", made_challenger)[:16]
 
 
+def test_baselines_play_the_challengers_final_seeds_beside_the_champion_and_random(challenger):
+    shutil.copytree(challenger / "data/challenger", challenger / "data/training/baselines/imitation")
+    before, _ = read(challenger)
+    run_evaluate(challenger, tiny_config())
+    rows, _ = read(challenger)
+    new = Counter(tuple(row[key] for key in COLUMNS[:4]) for row in rows if row not in before)
+    assert new == {
+        ("imitation", "final", "true", "sampled"): 4,
+        ("imitation", "final", "true", "greedy"): 4,
+        ("champion", "final", "true", "sampled"): 4,
+        ("random", "final", "true", "sampled"): 4,
+    }
+    assert [row for row in rows if row in before] == before
+    for decoding in ("sampled", "greedy"):
+        ours, theirs = (
+            [{**row, "policy": ""} for row in of(rows, policy=policy, range="final", decoding=decoding)]
+            for policy in ("imitation", "challenger")
+        )
+        assert ours == theirs, "the same weights on the same seeds"
+
+
 def test_champion_and_challenger_play_the_same_held_out_seeds(made_challenger):
     rows, report = read(made_challenger)
     alike = {"range": "gate", "mission": "true", "decoding": "sampled"}
@@ -206,7 +227,7 @@ def test_actions_of_several_words_and_plain_text_go_all_the_way(tmp_path):
     assert any(" " in step.action for one in played for step in one.steps)
     run_train(tmp_path, config)
     policy = load(tmp_path / "data/challenger")
-    assert policy.collate(policy.windows(played[0])).visible_bll is not None
+    assert policy.collate(policy.windows(played[0])).branches
     run_evaluate(tmp_path, config)
     rows, report = read(tmp_path)
     assert report["errors"] == 0

@@ -24,6 +24,8 @@ COLUMNS: tuple[str, ...] = (
 )
 SCORES = {Outcome.SUCCESS: 1.0, Outcome.FAILURE: 0.0}
 """Any other outcome says nothing of the task."""
+Scores = dict[tuple[str, int], float | None]
+"""(task, seed) -> score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +71,11 @@ def played(place: str, row: dict[str, str]) -> Played:
         raise DataError(f"{place}: success is {row['success'] or 'empty'} where the outcome is {outcome.value}")
     names = {name: row[name] for name in ("policy", "range", "mission", "decoding", "family", "task")}
     return Played(**names, seed=seed, score=score)
+
+
+def by_task(scores: Scores) -> dict[str, list[float | None]]:
+    """Task -> scores in the order of the seeds."""
+    tasks: dict[str, list[float | None]] = {}
+    for (task, _), score in sorted(scores.items(), key=lambda item: item[0]):
+        tasks.setdefault(task, []).append(score)
+    return tasks

@@ -16,6 +16,7 @@ from typing import Any
 
 from retroformer.errors import DataError
 from retroformer.evaluation import figures
+from retroformer.evaluation.baselines import baseline_bars, baseline_lines
 from retroformer.evaluation.episodes import read_episodes
 from retroformer.evaluation.figures import Point, Row, Series
 from retroformer.evaluation.intervals import Estimate
@@ -59,6 +60,7 @@ def write_report(
     trained = optional(training / "train.json")
     rounds, absent = closed_rounds(history, verdict["round"])
     rounds.append(this_round(verdict, tables))
+    lines = baseline_lines(episodes, history, verdict["round"], cell(tables, "behaviour", "true"), confidence)
     page = {
         "verdict": verdict,
         "difference": figures.forest("Challenger minus champion", difference_rows(verdict)),
@@ -72,6 +74,8 @@ def write_report(
         "absent": absent,
         "curve": learning_curve(rounds),
         "levels": level_bars(tables),
+        "baselines": lines,
+        "baseline_bars": baseline_bars(lines),
         "looks": looks(report),
         "training": training_figures(training / "curve.csv", trained),
         "train": facts(trained),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from retroformer.evaluation.baselines import IMITATIONS
 from retroformer.evaluation.episodes import Played
 from retroformer.evaluation.intervals import Estimate, stratified_mean
 
@@ -15,7 +16,7 @@ RANGES = {
     "transfer": "Transfer: held-out tasks, never trained on",
     "final": "Final range: seeds that no gate ever used",
 }
-POLICIES = ("behaviour", "random", "champion", "challenger")
+POLICIES = ("behaviour", "random", *IMITATIONS, "champion", "challenger")
 MISSIONS = ("true", "shuffled", "other")
 DECODINGS = ("sampled", "greedy")
 

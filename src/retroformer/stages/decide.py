@@ -9,7 +9,7 @@ from typing import Any
 from retroformer.config import DecideConfig, EvaluateConfig
 from retroformer.errors import DataError
 from retroformer.evaluation.comparison import paired_difference
-from retroformer.evaluation.episodes import Played, read_episodes
+from retroformer.evaluation.episodes import Played, Scores, by_task, read_episodes
 from retroformer.evaluation.gate import judge
 from retroformer.evaluation.intervals import Estimate, stratified_mean
 from retroformer.evaluation.report import write_report
@@ -80,9 +80,9 @@ def decide(
     return {key: verdict[key] for key in ("verdict", "reason", "difference", "lower", "upper", "n")}
 
 
-def scores(path: Path, episodes: Iterable[Played], policy: str, mission: str) -> dict[tuple[str, int], float | None]:
+def scores(path: Path, episodes: Iterable[Played], policy: str, mission: str) -> Scores:
     """(task, seed) -> score of one policy told one mission. Raises DataError where one is doubled or none is there."""
-    found: dict[tuple[str, int], float | None] = {}
+    found: Scores = {}
     for one in episodes:
         if (one.policy, one.mission) == (policy, mission):
             if (one.task, one.seed) in found:
@@ -93,16 +93,8 @@ def scores(path: Path, episodes: Iterable[Played], policy: str, mission: str) ->
     return found
 
 
-def mean_over_tasks(found: dict[tuple[str, int], float | None], confidence: float) -> Estimate | None:
+def mean_over_tasks(found: Scores, confidence: float) -> Estimate | None:
     """Success with tasks weighted equally, None where every episode was lost."""
     if all(score is None for score in found.values()):
         return None
     return stratified_mean(by_task(found), confidence)
-
-
-def by_task(found: dict[tuple[str, int], float | None]) -> dict[str, list[float | None]]:
-    """Task -> scores in the order of the seeds."""
-    tasks: dict[str, list[float | None]] = {}
-    for (task, _), score in sorted(found.items(), key=lambda item: item[0]):
-        tasks.setdefault(task, []).append(score)
-    return tasks
