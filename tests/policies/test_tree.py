@@ -131,7 +131,8 @@ def test_actions_of_one_token_need_no_branch():
     batch = POLICIES["llama"].collate(
         POLICIES["llama"].windows(told([("w5", ("w0", "w1"), 0), ("w6", ("w2", "w3"), 1)]))
     )
-    assert batch.visible_bll is None
+    assert not batch.branches
+    assert batch.positions_bl is None
     # Task w0 w1, w5, w0, w6; the last action is not fed.
     assert batch.tokens_bl.tolist() == [[2, 3, 7, 2, 8]]
     assert batch.score_n.tolist() == [2, 4]
@@ -139,20 +140,22 @@ def test_actions_of_one_token_need_no_branch():
 
 def test_actions_that_begin_alike_share_their_nodes():
     branches = grow(((1, 2, 3), (1, 2, 4), (1, 5), (6,)))
-    assert branches.nodes == [(1, 1, -1), (2, 2, 0)]
-    assert branches.entries == [
+    nodes = zip(branches.node_token, branches.node_depth, branches.node_parent, strict=True)
+    assert list(nodes) == [(1, 1, -1), (2, 2, 0)]
+    assert list(zip(branches.entry_action, branches.entry_node, branches.entry_token, strict=True)) == [
         (0, -1, 1), (0, 0, 2), (0, 1, 3), (1, -1, 1), (1, 0, 2), (1, 1, 4), (2, -1, 1), (2, 0, 5), (3, -1, 6),
     ]  # fmt: skip
+    assert branches.lengths.tolist() == [3, 3, 2, 1]
 
 
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
-        (("w0", "w0 w1"), "action 1 begins with the tokens of another"),
-        (("w0 w1", "w0"), "action 1 has the tokens of another, or begins another"),
-        (("w0 w1", "w0 w1"), "action 1 has the tokens of another"),
-        (("w0", " "), "action 1 has no tokens"),
-        (("nonsense", "gibberish"), "action 1 has the tokens of another"),
+        (("w0", "w0 w1"), "action 1 begins with the tokens of action 0: end layout.action in a terminator"),
+        (("w0 w1", "w2", "w0"), "action 0 begins with the tokens of action 2: end layout.action in a terminator"),
+        (("w0 w1", "w0 w1"), "action 1 has the tokens of action 0: name them differently"),
+        (("w0", " "), "action 1 has no tokens: give it a text"),
+        (("nonsense", "gibberish"), "action 1 has the tokens of action 0: name them differently"),
     ],
 )
 def test_actions_that_cannot_be_told_apart_are_refused_with_trajectory_and_step(actions, message):

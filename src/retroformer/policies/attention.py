@@ -37,9 +37,7 @@ class Chunk:
 
 def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask that is added to attention scores: 0 where visible, the type's minimum where not."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-        ~visible, torch.finfo(dtype).min
-    )
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def dense(chunks: Sequence[Chunk], length: int) -> torch.Tensor:

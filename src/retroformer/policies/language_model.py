@@ -9,20 +9,23 @@ from dataclasses import asdict
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from retroformer.errors import PolicyError
 from retroformer.policies.agent import Choice, Decision
+from retroformer.policies.attention import PREFIX_TREE, additive, dense
+from retroformer.policies.batch import TreeBatch, action_logprobs, collate, collate_sequences, token_logprobs
 from retroformer.policies.cache import SlotCache
 from retroformer.policies.layout import Layout, Transcript
 from retroformer.policies.text import TextActions, Utterance, room, sample
-from retroformer.policies.tree import Branches, Tokens, TreeBatch, Window, action_logprobs, collate, grow, windows
+from retroformer.policies.tree import Branches, Tokens, Window, grow, windows
 from retroformer.types import Trajectory
 
 SETTINGS = "retroformer.json"
+Method = Literal["tree", "mask", "sequences"]
 Plan = tuple[Decision, tuple[Tokens, ...], Branches]
 
 
@@ -47,6 +50,14 @@ class LanguageModelPolicy:
         self.text = TextActions(tokenizer, layout, self.encode, stops_of(model, tokenizer))
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.limit = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
+        self.own_attention = str(model.config._attn_implementation)
+        self.method: Method = "tree"
+        self.use("tree" if self.own_attention == "sdpa" else "mask")
+
+    def use(self, method: Method) -> None:
+        """Score in this way from now on: by `tree_attention`, by a dense mask, or one sequence an action."""
+        self.method = method
+        self.model.set_attn_implementation(PREFIX_TREE if method == "tree" else self.own_attention)
 
     def _encode(self, content: str, before: str = "", after: str = "") -> tuple[int, ...]:
         """Tokens of foreign text and of the layout's around it; only the layout's can be special ones."""
@@ -65,14 +76,21 @@ class LanguageModelPolicy:
 
     def collate(self, batch: Sequence[Window]) -> TreeBatch:
         """Windows as one padded batch on the model's device."""
-        return collate(batch, self.pad).to(self.model.device)
+        lay = collate_sequences if self.method == "sequences" else collate
+        return lay(batch, self.pad).to(self.model.device)
 
     def hidden(self, batch: TreeBatch) -> torch.Tensor:
         """One forward for all windows; the hidden states of the N places that are scored, [N, D]."""
         extra: dict[str, Any] = {}
-        if batch.visible_bll is not None:
-            extra["attention_mask"] = additive(batch.visible_bll, self.model.dtype)[:, None]
+        if batch.branches:
             extra["position_ids"] = batch.positions_bl
+            dtype = self.model.dtype
+            if self.method == "tree":
+                extra["branches"] = [(one, additive(one.visible_bqk[:, None], dtype)) for one in batch.branches]
+                # Asks the model to make no mask of its own; `tree_attention` does not read it.
+                extra["attention_mask"] = torch.zeros(1, 1, 1, 1, dtype=dtype, device=self.model.device)
+            else:
+                extra["attention_mask"] = additive(dense(batch.branches, batch.tokens_bl.shape[1]), dtype)
         output = self.model.base_model(input_ids=batch.tokens_bl, use_cache=False, **extra)
         return output.last_hidden_state.flatten(0, 1)[batch.score_n]
 
@@ -80,9 +98,8 @@ class LanguageModelPolicy:
         self, hidden_nd: torch.Tensor, batch: TreeBatch, temperature: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
         """log pi(a | h), [B, T, A] in nats, from the hidden states of `hidden`."""
-        logits = self.model.get_output_embeddings()(hidden_nd)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return action_logprobs(logits, batch, temperature, self.length_normalised)
+        own = token_logprobs(hidden_nd, self.model.get_output_embeddings(), batch, temperature)
+        return action_logprobs(own, batch, temperature, self.length_normalised)
 
     def score(self, batch: TreeBatch, temperature: float | torch.Tensor = 1.0) -> torch.Tensor:
         """log pi(a | h) of every admissible action of every step, [B, T, A] in nats."""
@@ -100,11 +117,6 @@ class LanguageModelPolicy:
         self.tokenizer.save_pretrained(directory)
         settings = {"layout": asdict(self.layout), "length_normalised": self.length_normalised}
         (Path(directory) / SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-
-
-def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask that is added to attention scores: 0 where visible, the type's minimum where not."""
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def stops_of(model: Any, tokenizer: Any) -> list[int]:
@@ -148,7 +160,10 @@ class LanguageModelAgent:
                     speaking.append(self._listen(decision))
                 else:
                     plans.append(self._plan(decision))
-                    nodes[decision.slot] = plans[-1][2].nodes
+                    tree = plans[-1][2]
+                    nodes[decision.slot] = list(
+                        zip(tree.node_token.tolist(), tree.node_depth.tolist(), tree.node_parent.tolist(), strict=True)
+                    )
             except PolicyError as error:
                 answers[decision.slot] = error
         waiting = [*(plan[0].slot for plan in plans), *(one.decision.slot for one in speaking)]
@@ -247,9 +262,8 @@ class LanguageModelAgent:
         widest = max(len(actions) for _, actions, _ in plans)
         likelihood = np.full((len(plans), widest), -np.inf)
         for row, (decision, actions, tree) in enumerate(plans):
-            entries = np.array(tree.entries)
-            own = logprobs[decision.slot][entries[:, 1] + 1, entries[:, 2]]
-            likelihood[row, : len(actions)] = np.bincount(entries[:, 0], weights=own)
+            own = logprobs[decision.slot][tree.entry_node + 1, tree.entry_token]
+            likelihood[row, : len(actions)] = np.bincount(tree.entry_action, weights=own)
             if self.policy.length_normalised:
                 likelihood[row, : len(actions)] /= [len(action) for action in actions]
         scores = likelihood / self.temperature

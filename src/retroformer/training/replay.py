@@ -18,8 +18,8 @@ import torch
 from retroformer.errors import DataError
 from retroformer.objectives.baselines import baselines_of_sums
 from retroformer.objectives.returns import returns_to_go
-from retroformer.policies.language_model import LanguageModelPolicy
 from retroformer.policies.batch import TreeBatch
+from retroformer.policies.language_model import LanguageModelPolicy
 from retroformer.policies.tree import Window
 from retroformer.training.windows import WindowStore
 from retroformer.types import Outcome, Trajectory
@@ -147,7 +147,7 @@ class Replay:
 
     def per_task(self, ids: Iterable[str]) -> dict[str, float]:
         """Share of successes of each task among these trajectories."""
-        rows = torch.tensor([self.place[id] for id in ids])
+        rows = torch.tensor([self.place[id] for id in ids], dtype=torch.long)
         count = torch.bincount(self.task[rows], minlength=len(self.tasks)).tolist()
         solved = torch.bincount(self.task[rows[self.success[rows]]], minlength=len(self.tasks)).tolist()
         return {name: good / n for name, good, n in sorted(zip(self.tasks, solved, count, strict=True)) if n}

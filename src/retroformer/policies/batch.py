@@ -1,0 +1,315 @@
+"""Windows side by side, ready for one forward, and the log-probabilities of actions that come out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from retroformer.policies.attention import Chunk
+from retroformer.policies.tree import Branches, Window, alone
+
+WIDTH = 128
+"""Branch tokens that are queries together; fewer see less that is not theirs, more are fewer calls."""
+LOGITS = 1 << 25
+"""Logits held at once; beyond it they are computed in parts, and again for the gradient."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TreeBatch:
+    """B windows, T steps, A actions, L columns of tokens, N places scored."""
+
+    tokens_bl: torch.Tensor
+    positions_bl: torch.Tensor | None
+    """None where the rows are plainly causal."""
+    branches: tuple[Chunk, ...]
+    """The columns behind the trunks and what they see; none where the rows are plainly causal."""
+    score_n: torch.Tensor
+    """Flat places in `tokens_bl` whose next-token distribution is needed; the first B * T are the steps' prefixes."""
+    entry_place: torch.Tensor
+    entry_token: torch.Tensor
+    entry_action: torch.Tensor
+    """Entries: place in `score_n`, token predicted there, flat place in [B * T * A] that it counts for."""
+    action_mask_bta: torch.Tensor
+    lengths_bta: torch.Tensor
+    """Tokens of each action, for length normalisation."""
+    chosen_bt: torch.Tensor
+    mask_bt: torch.Tensor
+    generated_bt: torch.Tensor | None = None
+    """True where the action was generated; None where none was."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """B, T, A."""
+        b, t, a = self.action_mask_bta.shape
+        return b, t, a
+
+    def to(self, device: torch.device) -> TreeBatch:
+        """The same on another device."""
+        held: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
+        moved = {name: value.to(device) for name, value in held.items() if isinstance(value, torch.Tensor)}
+        chunks = tuple(replace(one, visible_bqk=one.visible_bqk.to(device)) for one in self.branches)
+        return replace(self, **moved, branches=chunks)
+
+
+@dataclass(slots=True)
+class Steps:
+    """All steps of a batch one after the other, and their nodes and entries likewise, as flat arrays.
+
+    A node's parent and an entry's node are places in these arrays, -1 for the step's prefix.
+    """
+
+    row: np.ndarray
+    column: np.ndarray
+    root: np.ndarray
+    chosen: np.ndarray
+    trees: list[Branches]
+    step_of_node: np.ndarray
+    node_token: np.ndarray
+    node_depth: np.ndarray
+    node_parent: np.ndarray
+    step_of_entry: np.ndarray
+    entry_action: np.ndarray
+    entry_node: np.ndarray
+    entry_token: np.ndarray
+
+    @classmethod
+    def of(cls, batch: Sequence[Window], trees: list[Branches]) -> Steps:
+        """The steps of these windows, in their order, with the branches of each."""
+        counts = [len(window.roots) for window in batch]
+        nodes = np.array([len(tree.node_token) for tree in trees])
+        entries = np.array([len(tree.entry_token) for tree in trees])
+        start = nodes.cumsum() - nodes
+        step_of_node, step_of_entry = (np.repeat(np.arange(len(trees)), count) for count in (nodes, entries))
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([getattr(tree, name) for tree in trees])
+
+        parent, node = joined("node_parent"), joined("entry_node")
+        return cls(
+            row=np.repeat(np.arange(len(batch)), counts),
+            column=np.concatenate([np.arange(count) for count in counts]),
+            root=np.concatenate([window.roots for window in batch]),
+            chosen=np.concatenate([window.chosen for window in batch]),
+            trees=trees,
+            step_of_node=step_of_node,
+            node_token=joined("node_token"),
+            node_depth=joined("node_depth"),
+            node_parent=np.where(parent < 0, -1, parent + start[step_of_node]),
+            step_of_entry=step_of_entry,
+            entry_action=joined("entry_action"),
+            entry_node=np.where(node < 0, -1, node + start[step_of_entry]),
+            entry_token=joined("entry_token"),
+        )
+
+
+def collate(batch: Sequence[Window], pad: int) -> TreeBatch:
+    """Trunks side by side from column 0 and the branches behind the longest; what predicts nothing is not fed."""
+    steps = Steps.of(batch, [tree for window in batch for tree in window.trees()])
+    fed = np.array([window.fed for window in batch])
+    b, trunk = len(batch), int(fed.max())
+    row = steps.row[steps.step_of_node]
+    depth = steps.root[steps.step_of_node] + steps.node_depth
+
+    # Nodes along the action taken are on the trunk already, except below the last step's prefix, which is cut off.
+    taken = steps.entry_node[(steps.entry_action == steps.chosen[steps.step_of_entry]) & (steps.entry_node >= 0)]
+    off_trunk = np.ones(len(row), dtype=bool)
+    off_trunk[taken] = depth[taken] >= fed[row[taken]]
+    extra = np.bincount(row[off_trunk], minlength=b)
+    rank = off_trunk.cumsum() - 1 - (extra.cumsum() - extra)[row]
+    place = np.where(off_trunk, trunk + rank, depth)
+    length = trunk + int(extra.max())
+
+    tokens = np.full((b, length), pad)
+    for i, window in enumerate(batch):
+        tokens[i, : fed[i]] = window.tokens[: fed[i]]
+    positions, chunks = None, ()
+    if length > trunk:
+        tokens[row[off_trunk], place[off_trunk]] = steps.node_token[off_trunk]
+        positions = np.zeros((b, length), dtype=np.int64)
+        positions[:, :trunk] = np.arange(trunk)
+        positions[row[off_trunk], place[off_trunk]] = depth[off_trunk]
+        chunks = _chunks(steps, row, place, depth, off_trunk, (b, trunk, length))
+    return _batch(batch, steps, steps.row * length + steps.root, row * length + place, tokens, positions, chunks)
+
+
+def _chunks(
+    steps: Steps, row: np.ndarray, place: np.ndarray, depth: np.ndarray, off_trunk: np.ndarray, shape: tuple
+) -> tuple[Chunk, ...]:
+    """What the branches see, chunk by chunk: the trunk up to `seen`, their ancestors off the trunk, themselves."""
+    b, trunk, length = shape
+    parent = steps.node_parent
+    top = off_trunk & ((parent < 0) | ~off_trunk[parent])
+    above = np.where(parent < 0, depth - steps.node_depth, depth[parent])
+    seen = _inherited(np.where(top, above, -1), parent, off_trunk)
+    oldest = _inherited(np.where(top, place, -1), parent, off_trunk)
+    # What only pads a row sees the first token, so that every query sees something.
+    seen_bl = np.zeros((b, length), dtype=np.int64)
+    seen_bl[row[off_trunk], place[off_trunk]] = seen[off_trunk]
+    chunks = []
+    for start in range(trunk, length, WIDTH):
+        stop = min(start + WIDTH, length)
+        here = np.flatnonzero((place >= start) & (place < stop))
+        reach, first = int(seen[here].max()) + 1, int(oldest[here].min())
+        visible = np.zeros((b, stop - start, reach + stop - first), dtype=bool)
+        visible[..., :reach] = np.arange(reach) <= seen_bl[:, start:stop, None]
+        ancestor = here
+        while len(here):
+            visible[row[here], place[here] - start, reach + place[ancestor] - first] = True
+            ancestor = parent[ancestor]
+            further = (ancestor >= 0) & off_trunk[ancestor]
+            here, ancestor = here[further], ancestor[further]
+        chunks.append(Chunk(start, stop, reach, first, torch.from_numpy(visible)))
+    return tuple(chunks)
+
+
+def _inherited(value: np.ndarray, parent: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Each wanted node's `value`, or where it is -1 that of the nearest ancestor that has one."""
+    missing = np.flatnonzero(wanted & (value < 0))
+    while len(missing):
+        value[missing] = value[parent[missing]]
+        missing = missing[value[missing] < 0]
+    return value
+
+
+def collate_sequences(batch: Sequence[Window], pad: int) -> TreeBatch:
+    """The same without a tree: every action of every step is a row of its own, behind its prefix once more.
+
+    For models that can be trusted with plain forwards alone. Exact, and as slow as it sounds.
+    """
+    steps = Steps.of(batch, [alone(actions) for window in batch for actions in window.actions])
+    counts = np.array([len(tree.lengths) for tree in steps.trees])
+    first = counts.cumsum() - counts
+    inner = steps.entry_node >= 0
+    action = np.empty_like(steps.node_token)
+    action[steps.entry_node[inner]] = steps.entry_action[inner]
+    rows = [
+        [*window.tokens[: root + 1], *tokens[:-1]]
+        for window in batch
+        for root, actions in zip(window.roots, window.actions, strict=True)
+        for tokens in actions
+    ]
+    length = max(map(len, rows))
+    tokens = np.full((len(rows), length), pad)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    at = (first[steps.step_of_node] + action) * length + steps.root[steps.step_of_node] + steps.node_depth
+    return _batch(batch, steps, first * length + steps.root, at, tokens, None, ())
+
+
+def _batch(
+    batch: Sequence[Window],
+    steps: Steps,
+    root_place: np.ndarray,
+    node_place: np.ndarray,
+    tokens: np.ndarray,
+    positions: np.ndarray | None,
+    chunks: tuple[Chunk, ...],
+) -> TreeBatch:
+    """The batch from where its prefixes and nodes lie in `tokens`."""
+    counts = np.array([len(tree.lengths) for tree in steps.trees])
+    b, t, a = len(batch), int(steps.column.max()) + 1, int(counts.max())
+    step = steps.row * t + steps.column
+    roots, chosen = np.zeros(b * t, dtype=np.int64), np.zeros(b * t, dtype=np.int64)
+    roots[step], chosen[step] = root_place, steps.chosen
+    mask = np.zeros((b * t, a), dtype=bool)
+    mask[step] = np.arange(a) < counts[:, None]
+    lengths = np.ones((b * t, a), dtype=np.float32)
+    lengths[mask] = np.concatenate([tree.lengths for tree in steps.trees])
+    generated = np.zeros((b, t), dtype=bool)
+    for i, window in enumerate(batch):
+        generated[i, list(window.generated)] = True
+    of_entry = step[steps.step_of_entry]
+    tensor = torch.from_numpy
+    return TreeBatch(
+        tokens_bl=tensor(tokens),
+        positions_bl=None if positions is None else tensor(positions),
+        branches=chunks,
+        score_n=tensor(np.concatenate([roots, node_place])),
+        entry_place=tensor(np.where(steps.entry_node < 0, of_entry, b * t + steps.entry_node)),
+        entry_token=tensor(steps.entry_token),
+        entry_action=tensor(of_entry * a + steps.entry_action),
+        action_mask_bta=tensor(mask).view(b, t, a),
+        lengths_bta=tensor(lengths).view(b, t, a),
+        chosen_bt=tensor(chosen).view(b, t),
+        mask_bt=tensor(mask.any(1)).view(b, t),
+        generated_bt=tensor(generated) if generated.any() else None,
+    )
+
+
+def token_logprobs(
+    hidden_nd: torch.Tensor,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    batch: TreeBatch,
+    temperature: float | torch.Tensor = 1.0,
+) -> torch.Tensor:
+    """The log-probability in nats of each entry's token, from the hidden states of the N places and the output layer.
+
+    Tokens that were sampled at `temperature` (a number, or [B, 1, 1]) are scored at it. Where places times vocabulary
+    are many, they are computed part by part, and again for the gradient, so that memory does not grow with the
+    number of actions.
+    """
+    divisor_n = None if batch.generated_bt is None else _temperatures(batch, temperature, hidden_nd)
+
+    def part(hidden: torch.Tensor, start: int) -> torch.Tensor:
+        logits = head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if divisor_n is not None:
+            logits = logits / divisor_n[start : start + len(hidden), None]
+        if len(hidden) == len(hidden_nd):
+            return logits.log_softmax(-1)[batch.entry_place, batch.entry_token]
+        place = batch.entry_place - start
+        own = logits.log_softmax(-1)[place.clamp(0, len(hidden) - 1), batch.entry_token]
+        return torch.where((place >= 0) & (place < len(hidden)), own, 0.0)
+
+    size = max(1, LOGITS // head.weight.shape[0])  # type: ignore[attr-defined]
+    if len(hidden_nd) <= size:
+        return part(hidden_nd, 0)
+    starts = range(0, len(hidden_nd), size)
+    return torch.stack(
+        [checkpoint(part, hidden_nd[start : start + size], start, use_reentrant=False) for start in starts]
+    ).sum(0)
+
+
+def action_logprobs(
+    token_logprobs: torch.Tensor,
+    batch: TreeBatch,
+    temperature: float | torch.Tensor = 1.0,
+    length_normalised: bool = False,
+) -> torch.Tensor:
+    """log pi(a | h) of every admissible action, [B, T, A] in nats; -inf where there is no action.
+
+    pi is the softmax over the admissible actions of their log-likelihoods divided by `temperature` (a number, or
+    [B, 1, 1]), each the sum of its tokens' log-probabilities (their mean with `length_normalised`).
+    A generated action stands alone: its log pi is the sum over its tokens, terminator included, of their
+    log-probabilities in the softmax over the vocabulary of logits / `temperature`, as they were sampled; there are no
+    alternatives to normalise over, and its length always counts.
+    """
+    b, t, a = batch.shape
+    likelihood = token_logprobs.new_zeros(b * t * a).index_add(0, batch.entry_action, token_logprobs).view(b, t, a)
+    scores = likelihood / batch.lengths_bta if length_normalised else likelihood
+    scores = (scores / temperature).masked_fill(~batch.action_mask_bta, float("-inf"))
+    # A step that is only padding has no action: give it a harmless row, so that no gradient turns into NaN.
+    scores = scores.masked_fill(~batch.mask_bt[..., None], 0.0)
+    log_pi = scores.log_softmax(-1)
+    if batch.generated_bt is not None:
+        log_pi = torch.where(batch.generated_bt[..., None], likelihood, log_pi)
+    return log_pi.masked_fill(~batch.action_mask_bta, float("-inf"))
+
+
+def _temperatures(batch: TreeBatch, temperature: float | torch.Tensor, hidden_nd: torch.Tensor) -> torch.Tensor:
+    """What divides the logits of each place, [N]: `temperature` where a token was sampled, 1 where actions compete.
+
+    Each place belongs to one step, since an observation, which has tokens, lies between two.
+    """
+    assert batch.generated_bt is not None
+    b, t, a = batch.shape
+    dtype = torch.promote_types(hidden_nd.dtype, torch.float32)
+    ones = hidden_nd.new_ones(len(hidden_nd), dtype=dtype)
+    of_step = torch.as_tensor(temperature, dtype=dtype, device=ones.device).expand(b, 1, 1)[..., 0].expand(b, t)
+    of_step = torch.where(batch.generated_bt, of_step, 1.0).flatten()
+    return ones.index_put((batch.entry_place,), of_step[batch.entry_action // a])
