@@ -53,7 +53,9 @@ def test_the_built_policy_knows_every_word_of_its_tasks(made_challenger):
     policy = load(made_challenger / "data/challenger")
     played = read_trajectories(made_challenger / "data/batches")
     said = {word for one in played for step in one.steps for word in step.observation.split()}
-    assert said <= set(words_of(played))
+    words, generated = words_of(played)
+    assert said <= set(words)
+    assert not generated
     unknown = policy.tokenizer.unk_token_id
     assert not any(unknown in window.tokens for one in played for window in policy.windows(one))
 

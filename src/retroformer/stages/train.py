@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,15 @@ from retroformer.config import PolicyConfig, TrainConfig
 from retroformer.errors import ConfigError, DataError, EnvironmentFault, TrainingStopped
 from retroformer.pins import Pin, Pins, read_pins, verify
 from retroformer.progress import progress
-from retroformer.storage import check_replaceable, read_json, read_trajectories, replacing, resume_folder, write_json
+from retroformer.storage import (
+    check_replaceable,
+    count_trajectories,
+    read_json,
+    replacing,
+    resume_folder,
+    stream_trajectories,
+    write_json,
+)
 from retroformer.types import Trajectory
 
 if TYPE_CHECKING:
@@ -66,17 +75,15 @@ def train(
     workers = 1 if policy.model else os.cpu_count() or 1
     with Beside(work, [resume / name for name in names], workers, config.updates) as others:
         found = others.results("train baselines") if policy.model else []
-        trajectories = read_trajectories(batches)
-        with progress("lay out", len(trajectories), "trajectories") as shown:
-            trainer = prepare(config, policy, seed, trajectories, batches, champion)
-            shown.advance(len(trajectories))
+        with progress("lay out", count_trajectories(batches), "trajectories") as shown:
+            trainer = prepare(config, policy, seed, batches, champion, resume, shown.advance)
         with progress("train", config.updates, "updates") as shown:
             trainer.run(resume, shown.advance)
         found = found or others.results("train baselines")
     baselines = dict(zip(names, found, strict=True))
     assert trainer.best is not None
     last = trainer.curve[-1]
-    model = trainer.policy.model
+    model, replay = trainer.policy.model, trainer.replay
     report = {
         "round": pins.round,
         "objective": config.objective,
@@ -84,9 +91,9 @@ def train(
         "condition_on_return": config.condition_on_return,
         "start": described(start, policy),
         "updates": trainer.done,
-        "trajectories": len(trajectories),
-        "steps": sum(len(one.steps) for one in trajectories),
-        "tokens": sum(trainer.replay.tokens(one.id) for one in trajectories),
+        "trajectories": len(replay.counts),
+        "steps": int(replay.counts.sum()),
+        "tokens": sum(replay.windows.lengths),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "learning_rate": trainer.learning_rate,
         "checkpoints": trainer.checkpoints,
@@ -117,9 +124,15 @@ def start_of(pins: Pins) -> Pin | None:
 
 
 def prepare(
-    config: TrainConfig, policy: PolicyConfig, seed: int, trajectories: list[Trajectory], batches: Path, champion: Path
+    config: TrainConfig,
+    policy: PolicyConfig,
+    seed: int,
+    batches: Path,
+    champion: Path,
+    folder: Path,
+    laid_out: Callable[[int], None] = lambda count: None,
 ) -> Trainer:
-    """The trainer at its start: policy built or loaded, data laid out, threads set."""
+    """The trainer at its start: policy built or loaded, data laid out in `folder`, threads set."""
     import torch
     from safetensors.torch import load_file
 
@@ -131,7 +144,7 @@ def prepare(
 
     pins = read_pins(champion)
     root, start = champion.parent.parent, start_of(pins)
-    if not trajectories:
+    if not count_trajectories(batches):
         raise DataError(f"{batches} holds no trajectory to learn from; see {batches}/curate.json")
     torch.manual_seed(seed)
     if start is not None:
@@ -139,8 +152,9 @@ def prepare(
     elif policy.model:
         model = load(policy.model, layout=Layout.sentences(condition_on_return=config.condition_on_return))
     else:
-        layout = Layout(condition_on_return=config.condition_on_return)
-        model = build(policy, words_of(trajectories), seed=seed, layout=layout)
+        words, generated = words_of(stream_trajectories(batches))
+        layout = Layout.words(generated=generated, condition_on_return=config.condition_on_return)
+        model = build(policy, words, seed=seed, layout=layout)
     width = model.model.config.hidden_size
     if start is not None and not policy.model and width != policy.width:
         raise ConfigError(
@@ -158,9 +172,10 @@ def prepare(
         head.load_state_dict(load_file(root / start.policy / VALUE_HEAD))
     head.to(model.model.device)
     catalogue = read_catalogue(batches / "catalogue.csv")
+    trajectories = stream_trajectories(batches)
     return Trainer(
         model,
-        Replay(model, trajectories, config.discount, config.baseline),
+        Replay(model, trajectories, config.discount, config.baseline, folder=folder, advance=laid_out),
         catalogue,
         config,
         seed=seed * 100 + pins.round,
@@ -187,7 +202,7 @@ def train_baseline(
         # Imitation of everything leans to nothing: its trajectories are drawn alike.
         curriculum = config.curriculum and folder.name != "imitation"
         own = config.model_copy(update={"objective": folder.name, "curriculum": curriculum})
-        trainer = prepare(own, policy, seed, read_trajectories(batches), batches, champion)
+        trainer = prepare(own, policy, seed, batches, champion, folder)
         try:
             trainer.run(folder, advance)
         except TrainingStopped as error:
@@ -201,23 +216,33 @@ def train_baseline(
     return report
 
 
-def words_of(trajectories: list[Trajectory]) -> list[str]:
-    """Every word of the history and, where its environments can name them, those that they may still say."""
+def words_of(trajectories: Iterable[Trajectory]) -> tuple[list[str], bool]:
+    """Every word of the history and, where its environments can name them, those that they may still say.
+
+    Also whether an action was generated rather than chosen.
+    """
     from retroformer.environments import lexicon
 
-    names = sorted({f"{one.task.environment}:{one.task.name}" for one in trajectories})
-    words = {word for one in trajectories for word in one.task.description.split()}
-    words |= {word for one in trajectories for step in one.steps for word in step.observation.split()}
-    actions = {action for one in trajectories for step in one.steps for action in step.admissible_actions or ()}
-    words |= {word for action in actions for word in action.split()}
+    names: set[str] = set()
+    texts: set[str] = set()
+    words: set[str] = set()
+    generated = False
+    for one in trajectories:
+        names.add(f"{one.task.environment}:{one.task.name}")
+        words.update(one.task.description.split())
+        for step in one.steps:
+            words.update(step.observation.split())
+            generated |= step.admissible_actions is None
+            texts.update((step.action,) if step.admissible_actions is None else step.admissible_actions)
+    words |= {word for text in texts for word in text.split()}
     for text in ("compact", "plain"):
         try:
-            known = lexicon(names, text, "words" if any(" " in action for action in actions) else "token")
+            known = lexicon(sorted(names), text, "words" if any(" " in action for action in texts) else "token")
         except EnvironmentFault:  # logs of an environment that is not here
             break
         if words <= set(known):
-            return sorted(known)
-    return sorted(words)
+            return sorted(known), generated
+    return sorted(words), generated
 
 
 def described(start: Pin | None, policy: PolicyConfig) -> str:

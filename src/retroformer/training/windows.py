@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import tempfile
+import weakref
 from array import array
 from dataclasses import replace
 from functools import lru_cache
@@ -25,7 +26,8 @@ class WindowStore:
     def __init__(self, folder: Path | None = None):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it stays open as long as the store lives)
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (open as long as the store lives)
+        weakref.finalize(self, self.file.close)
         self.starts = array("q")
         """Where the windows of each trajectory begin in the file."""
         self.lengths = array("q")
