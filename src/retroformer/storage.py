@@ -64,7 +64,7 @@ STEPS = pa.schema(
     metadata={"retroformer_schema": str(SCHEMA_VERSION)},
 )
 
-ROW_GROUP = 16 * 2**20
+ROW_GROUP = 4 * 2**20
 """Characters of text in a row group that is written as trajectories arrive."""
 REPORTS = {
     "collect.json",

@@ -1,0 +1,283 @@
+"""A logged run as turns, and from turns to a trajectory in text mode: the one place where the rules are.
+
+- The system prompt and the tools are the task's description; the first user message is the first observation.
+- Between two actions everything that the agent was told is one observation: messages as they are, results of tools in
+  the form of `retroformer.chat`, joined by newlines. What follows the last action is no observation of any.
+- Turns of the agent with nothing between them are one action.
+- What the agent did not say in this run (copied context, a fixed reply) is told in the observation, not learned from.
+- Where no user speaks first, the system prompt is the first observation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+from retroformer.chat import ToolCall, describe_tools, write_action, write_result
+from retroformer.importers.outcomes import OutcomeRule, Verdict
+from retroformer.importers.records import Rejected
+from retroformer.types import Outcome, Step, StopReason, Task, Trajectory
+
+MAX_TOKEN_ID = 2**31 - 1
+
+
+@dataclass(slots=True)
+class LoggedCall:
+    """A call of a tool as it was logged."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any] | str
+    """Text where it is not a JSON object: the agent's own mistake, which is kept as it was."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """One message, or one result of a tool."""
+
+    role: Literal["system", "user", "agent", "result"]
+    text: str = ""
+    calls: Sequence[LoggedCall] = ()
+    reasoning: str = ""
+    answers: str = ""
+    """The call's id that a result answers; empty: the first open one."""
+    token_ids: tuple[int, ...] | None = None
+    logprob: float | None = None
+    """Of all sampled tokens, in nats."""
+    reward: float | None = None
+    copied: bool = False
+    """The agent's, but not sampled in this run."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of an agent as its log tells it; a format makes these from records."""
+
+    turns: list[Turn]
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Where a reward or success is looked up by name."""
+    assessments: dict[str, Any] = field(default_factory=dict)
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    log_id: str = ""
+    """The log's own id of the run."""
+    segment: int = 0
+    """Which part of the run, where its prompts do not extend each other."""
+    task: str = ""
+    """``environment:name``, or a name alone; empty: one task for all."""
+    instance: str = ""
+    """What names the task instance; empty: the prompt up to the first action."""
+    policy: str = ""
+    temperature: float | None = None
+    attempt: int = 0
+    error: str | None = None
+    """What the log says of an infrastructure that broke."""
+
+    @property
+    def name(self) -> str:
+        """What the log calls this trajectory; empty where it has no id of its own."""
+        return f"{self.log_id}\x1f{self.attempt}\x1f{self.segment}" if self.log_id else ""
+
+
+class Found(NamedTuple):
+    """A trajectory in a record."""
+
+    name: str
+    """What the log calls it; empty where the log has no name for it."""
+    content: str
+    """Differs where anything that was logged does."""
+    trajectory: Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How runs become trajectories."""
+
+    outcome: OutcomeRule
+    split_of: Callable[[str], str]
+    """From a task instance's id to its split."""
+
+
+def trajectory_of(run: Run, source: str, rules: Rules) -> Trajectory:
+    """The run as a trajectory. Raises Rejected with the reason where it is none.
+
+    All of the reward is given at the last step, unless the log has rewards of its own for the steps. Behaviour
+    log-probabilities are kept as logged; those of a greedy run (temperature 0) are not its behaviour's and left out.
+    """
+    description, steps = steps_of(run)
+    environment, _, name = run.task.rpartition(":")
+    environment = environment or "log"
+    instance = run.instance or "\x1f".join((description, steps[0].observation))
+    seed = int.from_bytes(_digest((run.task, instance))[:6])
+    temperature = 1.0 if run.temperature is None else run.temperature
+    if not 0 <= temperature < math.inf:
+        raise Rejected("invalid_temperature", f"temperature {temperature}")
+    if temperature == 0:
+        steps = [Step(one.observation, one.action, one.reward, None, one.token_ids) for one in steps]
+    task = Task(environment, environment, name or "runs", description, seed, "")
+    task = Task(environment, environment, task.name, description, seed, rules.split_of(task.id))
+
+    def made(id: str, outcome: Outcome) -> Trajectory:
+        return Trajectory(
+            id=id,
+            task=task,
+            steps=tuple(steps),
+            stop_reason=StopReason.LOG_END,
+            outcome=outcome,
+            policy=run.policy or "log",
+            temperature=temperature or 1.0,
+            attempt=run.attempt,
+            source=source,
+            error=run.error,
+        )
+
+    verdict = Verdict(Outcome.ERROR)
+    if not run.error:
+        verdict = rules.outcome.judge(run.fields, run.assessments, lambda: made("", Outcome.UNKNOWN))
+    if verdict.reward and all(turn.reward is None for turn in run.turns):
+        last = steps[-1]
+        steps[-1] = Step(last.observation, last.action, verdict.reward, None, last.token_ids, last.logprob)
+    return made(content_id(run, task, steps, verdict.outcome), verdict.outcome)
+
+
+def steps_of(run: Run) -> tuple[str, list[Step]]:
+    """The task's description and the steps, rewards as the turns have them. Raises Rejected."""
+    prompt: list[str] = []
+    told: list[str] = []
+    steps: list[Step] = []
+    said: list[Turn] = []
+    awaited: list[str] = []
+    for turn in run.turns:
+        role = turn.role
+        if role == "agent" and not turn.copied:
+            _check_answered(awaited, len(steps))
+            awaited = [call.id for call in turn.calls]
+            said.append(turn)
+            continue
+        if said:
+            steps.append(_step(told, said))
+            told, said = [], []
+        if role == "result":
+            if turn.answers in awaited:
+                awaited.remove(turn.answers)
+            elif awaited and not turn.answers:
+                awaited.pop(0)
+            else:
+                raise Rejected("result_without_call", f"no open call has the id {turn.answers!r}")
+            told.append(write_result(turn.text))
+        elif role == "agent":
+            _check_answered(awaited, len(steps))
+            awaited = [call.id for call in turn.calls]
+            told.append(_action(turn))
+        elif role == "system" and not steps and not told:
+            prompt.append(turn.text)
+        elif turn.text:
+            told.append(turn.text)
+    if said:
+        steps.append(_step(told, said))
+    if not steps:
+        raise Rejected("no_agent_step", f"none of the {len(run.turns)} messages is the agent's own")
+    if not steps[0].observation:
+        first, prompt = "\n\n".join(prompt), []
+        steps[0] = replace(steps[0], observation=first)
+    for t, step in enumerate(steps):
+        if not step.observation or step.observation.isspace():
+            raise Rejected("empty_observation", f"nothing was said to the agent before step {t}")
+        if not step.action or step.action.isspace():
+            raise Rejected("empty_action", f"the agent said nothing at step {t}")
+    if run.tools:
+        prompt.append(describe_tools(run.tools))
+    return "\n\n".join(filter(None, prompt)), steps
+
+
+def _check_answered(awaited: list[str], t: int) -> None:
+    if awaited:
+        raise Rejected("call_without_result", f"call {awaited[0]!r} has no result before step {t}")
+
+
+def _step(told: list[str], said: list[Turn]) -> Step:
+    observation = "\n".join(told)
+    if len(said) == 1:
+        one = said[0]
+        return Step(observation, _action(one), one.reward or 0.0, None, one.token_ids, one.logprob)
+    # The tokens of several turns are not known: the ends of the turns between are missing.
+    action = "\n".join(_action(Turn("agent", turn.text, turn.calls)) for turn in said)
+    if reasoning := "\n".join(turn.reasoning for turn in said if turn.reasoning):
+        action = write_action(action, reasoning=reasoning)
+    return Step(observation, action, sum(turn.reward or 0.0 for turn in said))
+
+
+def _action(turn: Turn) -> str:
+    written = [
+        _as_it_was(call)
+        if isinstance(call.arguments, str)
+        else write_action(calls=(ToolCall(call.name, call.arguments),))
+        for call in turn.calls
+    ]
+    if turn.reasoning:
+        written.insert(0, write_action(turn.text, reasoning=turn.reasoning))
+    elif turn.text:
+        written.insert(0, turn.text)
+    return "\n".join(written)
+
+
+def _as_it_was(call: LoggedCall) -> str:
+    """A call whose arguments are no JSON object."""
+    arguments = str(call.arguments).replace("</", "<\\/")
+    return f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {arguments}}}\n</tool_call>'
+
+
+def content_id(run: Run, task: Task, steps: list[Step], outcome: Outcome) -> str:
+    """16 hex digits that depend on what was logged alone: not on the file, its order, or what is read beside it."""
+    parts = [
+        run.log_id,
+        f"{run.attempt} {run.segment} {run.temperature!r} {outcome.value} {task.seed}",
+        task.environment,
+        task.name,
+        task.description,
+        run.policy,
+        run.error or "",
+    ]
+    for step in steps:
+        parts += (step.observation, step.action, f"{step.reward!r} {step.logprob!r} {step.token_ids!r}")
+    return _digest(parts).hex()[:16]
+
+
+def _digest(parts: Iterable[str]) -> bytes:
+    return hashlib.sha256("\x1f".join(parts).encode()).digest()
+
+
+def threads(calls: Iterable[tuple[list[Turn], Turn]]) -> Iterator[list[Turn]]:
+    """Calls of a chat model in order of time, each its prompt and the answer, as append-only conversations.
+
+    A call goes on with the conversation that its prompt extends; one that extends none (another agent, a summary in
+    place of the past, a second try) begins its own, in which what its prompt says the agent had said is copied.
+    """
+    open_threads: list[list[Turn]] = []
+    for prompt, answer in calls:
+        for known in reversed(open_threads):
+            if len(prompt) > len(known) and all(map(_same, known, prompt)):
+                known += [*_copied(prompt[len(known) :]), answer]
+                break
+        else:
+            open_threads.append([*_copied(prompt), answer])
+    yield from open_threads
+
+
+def _copied(turns: Iterable[Turn]) -> Iterator[Turn]:
+    for turn in turns:
+        if turn.role == "agent":
+            turn.copied = True
+        yield turn
+
+
+def _same(one: Turn, other: Turn) -> bool:
+    """Whether two logged messages say the same; reasoning is often not sent back, and ids may be lost."""
+    return (
+        one.role == other.role
+        and one.text == other.text
+        and [(call.name, call.arguments) for call in one.calls] == [(call.name, call.arguments) for call in other.calls]
+    )

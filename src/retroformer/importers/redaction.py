@@ -1,0 +1,102 @@
+"""Secrets and personal data replaced by the name of what they were, in a record's text before anything is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from retroformer.errors import ConfigError
+
+
+def _luhn(text: str) -> bool:
+    digits = [int(one) for one in re.sub(r"\D", "", text)]
+    doubled = sum(sum(divmod(2 * one, 10)) for one in digits[-2::-2])
+    return 13 <= len(digits) <= 19 and (sum(digits[-1::-2]) + doubled) % 10 == 0
+
+
+def _number_of_a_phone(text: str) -> bool:
+    return 9 <= len(re.sub(r"\D", "", text)) <= 15
+
+
+def _any(text: str) -> bool:
+    return True
+
+
+PATTERNS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
+    "private_key": (
+        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
+        _any,
+    ),
+    "jwt": (re.compile(r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+"), _any),
+    "bearer": (re.compile(r"(?i)\b(?:bearer|basic)\s+[\w.~+/-]{16,}=*"), _any),
+    "api_key": (
+        re.compile(
+            r"\b(?:sk|pk|rk)[-_][\w-]{16,}|\bgh[pousr]_\w{20,}|\bgithub_pat_\w{20,}|\bxox[abprs]-[\w-]{10,}|\bAIza[\w-]{30,}"
+            r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bhf_\w{20,}|\bglpat-[\w-]{16,}"
+            r"|(?i:\b(?:api[_-]?key|secret|token|password)\b[\"']?\s*[:=]\s*[\"']?)[^\s\"',;}]{8,}"
+        ),
+        _any,
+    ),
+    "email": (re.compile(r"\b[\w.%+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"), _any),
+    "iban": (re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), _any),
+    "card": (re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])"), _luhn),
+    "ip": (
+        re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w.]*\d)"),
+        _any,
+    ),
+    "phone": (
+        re.compile(
+            r"(?<![\w.+-])(?!\d{4}-\d\d-\d\d)"
+            r"(?:\+\d{9,15}|(?:\+\d{1,3}[ .-]?)?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]\d{2,4}){2,4})(?![\w-])"
+        ),
+        _number_of_a_phone,
+    ),
+}
+"""Name, pattern, and what else must hold; the first that fits wins."""
+
+
+class Redactor:
+    """Replaces what the named patterns find by ``[name]``, and counts it. Raises ConfigError for an unknown name."""
+
+    def __init__(self, names: Iterable[str]):
+        names = list(names)
+        if unknown := [name for name in names if name not in (*PATTERNS, "all")]:
+            raise ConfigError(f"no pattern {unknown[0]!r} to redact; known: {', '.join(PATTERNS)}, all")
+        self.names = [name for name in PATTERNS if name in names or "all" in names]
+        self.found: Counter[str] = Counter()
+
+    def value(self, value: Any) -> Any:
+        """The same value with every text in it redacted, also where it lies as JSON within a text."""
+        if isinstance(value, str):
+            if "\\" in value and value.lstrip()[:1] in ("{", "["):
+                try:
+                    # An escape may hide a pattern, "\u0040" an e-mail's "@".
+                    return json.dumps(self.value(json.loads(value)), ensure_ascii=False)
+                except (ValueError, RecursionError):
+                    pass
+            return self.text(value)
+        if isinstance(value, dict):
+            return {self.text(key) if isinstance(key, str) else key: self.value(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [self.value(one) for one in value]
+        if type(value) is int and value >= 10**12:
+            text = self.text(str(value))
+            return value if text == str(value) else text
+        return value
+
+    def text(self, text: str) -> str:
+        """The text, redacted."""
+        for name in self.names:
+            pattern, holds = PATTERNS[name]
+
+            def replaced(match: re.Match[str], name: str = name, holds: Callable[[str], bool] = holds) -> str:
+                if not holds(match.group()):
+                    return match.group()
+                self.found[name] += 1
+                return f"[{name}]"
+
+            text = pattern.sub(replaced, text)
+        return text
