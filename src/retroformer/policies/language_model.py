@@ -43,9 +43,11 @@ class LanguageModelPolicy:
         self.layout = layout
         self.length_normalised = length_normalised
         self.version = version
-        self.encode = lru_cache(maxsize=1 << 18)(self._encode)
-        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        markers = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+        self.encode = lru_cache(maxsize=1 << 15)(self._encode)
+        added = tokenizer.added_tokens_decoder.values()
+        told = layout.task + layout.observation + layout.action
+        named = {token.content for token in added if token.special or token.content in told}
+        markers = sorted({*named, *tokenizer.all_special_tokens}, key=len, reverse=True)
         self._marker = re.compile("|".join(map(re.escape, markers)) or r"(?!)")
         self.text = TextActions(tokenizer, layout, self.encode, stops_of(model, tokenizer))
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
