@@ -101,10 +101,12 @@ def initialise(model: Any, words: list[str], generator: torch.Generator) -> None
         output.copy_(torch.randn(output.shape, generator=generator) * 0.02)
 
 
-def load(source: str | Path, *, layout: Layout | None = None) -> LanguageModelPolicy:
+def load(source: str | Path, *, layout: Layout | None = None, condition_on_return: bool = False) -> LanguageModelPolicy:
     """Load a checkpoint folder or a hub id. Remote code is never run.
 
-    `layout` is for models that this project did not write; those that it did carry theirs in retroformer.json.
+    `layout` and `condition_on_return` are for models that this project did not write; those that it did carry theirs
+    in retroformer.json. Such a model is told things in the turns of its chat template, and in sentences where it has
+    none that can be used.
     Raises PolicyError where the model cannot be loaded or its tree scores differ from plain scoring.
     """
     directory = Path(source)
@@ -118,8 +120,6 @@ def load(source: str | Path, *, layout: Layout | None = None) -> LanguageModelPo
         except (KeyError, TypeError) as error:
             raise PolicyError(f"{own} does not hold a layout and length_normalised: {error}") from None
         check_layout(own, layout)
-    elif layout is None:
-        layout = Layout.sentences()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -149,6 +149,9 @@ def load(source: str | Path, *, layout: Layout | None = None) -> LanguageModelPo
             f"{source}: the tokenizer has {len(tokenizer)} tokens, the model {known}; they do not belong together"
         )
     version = hash_directory(directory)[:16] if directory.is_dir() else str(source)
+    if layout is None:
+        told = {"condition_on_return": condition_on_return}
+        layout = Layout.chat(tokenizer, **told) or Layout.sentences(end=tokenizer.eos_token or "\n", **told)
     policy = LanguageModelPolicy(model, tokenizer, layout, version=version, **options)
     difference = tree_error(policy, known)
     if not difference < TREE_TOLERANCE:

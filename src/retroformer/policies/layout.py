@@ -7,8 +7,10 @@ feeds it step by step, training replays a trajectory through it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from retroformer.errors import PolicyError
 
@@ -42,12 +44,46 @@ class Layout:
         return cls(action=action, condition_on_return=condition_on_return)
 
     @classmethod
-    def sentences(cls, *, condition_on_return: bool = False) -> Layout:
-        """The layout for a pretrained model."""
+    def sentences(cls, *, end: str = "\n", condition_on_return: bool = False) -> Layout:
+        """The layout for a pretrained model without a chat template; `end` is its end-of-text token, if it has one.
+
+        Its markers are plain words, which an environment can say too. Where an action ends with its line, generated
+        ones have one line.
+        """
         return cls(
             task="Task: {task}\n",
             observation="Observation: {observation}\nAction:",
-            action=" {action}\n",
+            action=f" {{action}}{end}",
+            condition_on_return=condition_on_return,
+        )
+
+    @classmethod
+    def chat(cls, tokenizer: Any, *, condition_on_return: bool = False) -> Layout | None:
+        """The layout of the tokenizer's chat template: the task is the system's turn, observations are the user's.
+
+        Sentinels are rendered and cut around. Where the template has no turn of its own for the system, the task is
+        one of the user's. What a template does to earlier turns (some drop their reasoning) is not done: the prompt
+        is append-only. None where there is no template, or none that can be cut so.
+        """
+        if not tokenizer.chat_template:
+            return None
+        bare = _around(tokenizer, "user", "assistant", "user")
+        # An answer must follow its prompt alike whether or not more was said since.
+        if bare is None or bare[1] != bare[3] or bare[:2] != _around(tokenizer, "user"):
+            return None
+        opening, prompt, between, _ = bare
+        end, user_end = _through_marker(tokenizer, between), _through_marker(tokenizer, prompt)
+        if not end or not user_end:
+            return None
+        turn = between[len(end) :]
+        task = opening, user_end
+        whole = _around(tokenizer, "system", "user", "assistant", "user")
+        if whole is not None and whole[1].endswith(turn) and whole[2:] == bare[1:]:
+            task = whole[0], whole[1].removesuffix(turn)
+        return cls(
+            task=_literal(task[0]) + "{task}" + _literal(task[1]),
+            observation=_literal(turn) + "{observation}" + _literal(prompt),
+            action="{action}" + _literal(end),
             condition_on_return=condition_on_return,
         )
 
@@ -63,6 +99,36 @@ class Layout:
         reached = self.target_return if total_return is None else total_return
         # Adding 0 turns -0.0, which is no word of a built vocabulary, into 0.0.
         return self.piece("task", f"return {round(reached, 1) + 0.0:.1f} {description}")
+
+
+def _around(tokenizer: Any, *roles: str) -> list[str] | None:
+    """What a chat template puts before, between and after messages of these roles, the next answer's start included.
+
+    None where the template refuses them, or does not render each once, in their order.
+    """
+    contents = [f"sentinel{place}" for place in range(len(roles))]
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    try:
+        # Some templates tell the day, by which the same policy would differ from day to day.
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024"
+        )
+    except Exception:  # a template is a program: it raises what it likes
+        return None
+    pieces = re.split("|".join(contents), text)
+    found = re.findall("|".join(contents), text)
+    return pieces if found == contents else None
+
+
+def _through_marker(tokenizer: Any, text: str) -> str:
+    """The text up to and with the first token that was added to the vocabulary; empty where there is none."""
+    ends = [text.index(token) + len(token) for token in tokenizer.get_added_vocab() if token in text]
+    return text[: min(ends, default=0)]
+
+
+def _literal(text: str) -> str:
+    """As a part of a template."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 @dataclass(slots=True)
