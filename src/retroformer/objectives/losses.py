@@ -122,7 +122,8 @@ def entropy(logprobs_bta: Tensor, mask_bta: Tensor) -> Tensor:
     """Mean over the steps of - sum over a of pi(a) log pi(a), in nats (Shannon 1948), with a gradient.
 
     logprobs_bta [B, T, A] normalised over the admissible actions, mask_bta [B, T, A] True for those; -inf anywhere
-    counts as probability 0. A step with no admissible action is padding. -> scalar.
+    counts as probability 0. A step with no admissible action is padding; leave out generated actions too, since the
+    entropy over all texts does not follow from the probability of one. -> scalar.
     """
     require(mask_bta.shape, logprobs_bta=logprobs_bta)
     # Replaced before the product, or the gradient of 0 times -inf would not be a number.

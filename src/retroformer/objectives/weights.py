@@ -16,7 +16,13 @@ MAX_LOG_RATIO = 20.0
 
 
 def ratios(logprobs_bt: Tensor, behaviour_logprobs_bt: Tensor, mask_bt: Tensor) -> Tensor:
-    """pi / mu of the actions taken, without a gradient, 0 where there is no step. All [B, T] -> [B, T]."""
+    """pi / mu of the actions taken, without a gradient, 0 where there is no step. All [B, T] -> [B, T].
+
+    The ratio of a generated action is that of the whole text, the product over its tokens: their log-ratios are summed
+    first, then the sum is held within MAX_LOG_RATIO, and what an objective truncates or tapers is that one ratio a
+    step. Ratios of single tokens are never clipped (as PPO's and GRPO's are): that would leave the bias of a long
+    action unseen. The longer the actions the wider the ratios, which the effective sample size shows.
+    """
     require(mask_bt.shape, logprobs_bt=logprobs_bt, behaviour_logprobs_bt=behaviour_logprobs_bt)
     log_ratio_bt = (logprobs_bt - behaviour_logprobs_bt).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return torch.where(mask_bt, log_ratio_bt.exp(), 0.0)

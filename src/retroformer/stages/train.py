@@ -90,6 +90,7 @@ def train(
         "baseline": config.baseline,
         "condition_on_return": config.condition_on_return,
         "start": described(start, policy),
+        "layout": {name: getattr(trainer.policy.layout, name) for name in ("task", "observation", "action")},
         "updates": trainer.done,
         "trajectories": len(replay.counts),
         "steps": int(replay.counts.sum()),
@@ -150,7 +151,7 @@ def prepare(
     if start is not None:
         model = load(root / start.policy)
     elif policy.model:
-        model = load(policy.model, layout=Layout.sentences(condition_on_return=config.condition_on_return))
+        model = load(policy.model, condition_on_return=config.condition_on_return)
     else:
         words, generated = words_of(stream_trajectories(batches))
         layout = Layout.words(generated=generated, condition_on_return=config.condition_on_return)
@@ -232,8 +233,11 @@ def words_of(trajectories: Iterable[Trajectory]) -> tuple[list[str], bool]:
         words.update(one.task.description.split())
         for step in one.steps:
             words.update(step.observation.split())
-            generated |= step.admissible_actions is None
-            texts.update((step.action,) if step.admissible_actions is None else step.admissible_actions)
+            if step.admissible_actions is None:
+                generated = True
+                words.update(step.action.split())
+            else:
+                texts.update(step.admissible_actions)
     words |= {word for text in texts for word in text.split()}
     for text in ("compact", "plain"):
         try:
