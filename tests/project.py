@@ -46,6 +46,7 @@ def make_project(root: Path) -> Path:
         shutil.copy(HERE / name, root / name)
     (root / "data/history").mkdir(parents=True)
     shutil.copy(HERE / "data/history/README.md", root / "data/history")
+    shutil.copytree(HERE / "data/logs", root / "data/logs")
     write_json(root / "data/champion.json", FIRST_PINS)
     run(root, "git", "init", "--quiet", "--initial-branch=main")
     run(root, "git", "config", "user.name", "a test")

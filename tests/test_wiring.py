@@ -20,8 +20,8 @@ PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encodin
 SOURCE = ROOT / "src/retroformer"
 DECIDES_NOTHING = {f"src/retroformer/{name}.py" for name in ("config", "errors", "progress")}
 """The values of config.py are the params; errors and progress are what is shown."""
-INPUTS = {"data/champion.json", "data/history"}
-"""What crosses rounds; no stage makes it."""
+INPUTS = {"data/champion.json", "data/history", "data/logs"}
+"""What crosses rounds, and logs from elsewhere; no stage makes it."""
 
 
 def outs(stage: str) -> set[str]:

@@ -12,6 +12,7 @@ import difflib
 import errno
 import importlib
 import inspect
+import math
 import re
 import sys
 import time
@@ -41,6 +42,8 @@ Stages, in order; `dvc repro` runs them, `retroformer STAGE --help` lists their 
 Around them:
   close     close the round that `dvc repro` finished
   status    the table of closed rounds, and where to look
+  import    logs of agents that ran elsewhere, as trajectories
+  export    trajectories in a format of exchange
   check-environment NAME    play an environment, package:task or an import path, and say what breaks its contract
 """
 
@@ -121,9 +124,11 @@ def used_sections(function: Callable[..., Any]) -> list[str]:
 def kind_of(field: Any) -> str:
     """Type and range of a value, in words: ``int 1..20``, ``champion|train_from``."""
     annotation = field.annotation
-    if typing.get_origin(annotation) is typing.Literal:
-        return "|".join(map(str, typing.get_args(annotation)))
-    if typing.get_origin(annotation) is tuple:
+    many = typing.get_origin(annotation) is tuple
+    kind = typing.get_args(annotation)[0] if many else annotation
+    if typing.get_origin(kind) is typing.Literal:
+        return "|".join(map(str, typing.get_args(kind))) + (" ..." if many else "")
+    if many:
         return "str ..."
     bounds = ((name, getattr(item, name, None)) for item in field.metadata for name in ("ge", "gt", "le", "lt"))
     limits = {name: value for name, value in bounds if value is not None}
@@ -193,7 +198,7 @@ def stage_parser(name: str, function: Callable[..., Any], *, with_values: bool) 
         if flag.boolean:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options |= {"metavar": flag.metavar} | ({"nargs": "+"} if flag.many else {})
+            options |= {"metavar": flag.metavar} | ({"nargs": "*"} if flag.many else {})
         parser.add_argument(f"--{flag.name}", **options)
     return parser
 
@@ -308,9 +313,63 @@ def check_environment(arguments: Sequence[str]) -> None:
         raise EnvironmentFault(f"{broken} of {checked} tasks of {name} break the contract, see above")
 
 
+def import_(arguments: Sequence[str]) -> None:
+    """Import logs of agents that ran elsewhere as trajectories."""
+    from retroformer.environments.splits import of_instance
+    from retroformer.importers.conversation import Rules
+    from retroformer.importers.importing import FORMATS, import_logs, import_records
+    from retroformer.importers.outcomes import OutcomeRule, imported
+    from retroformer.importers.redaction import PATTERNS
+
+    parser = Parser(prog="retroformer import", description=inspect.getdoc(import_), allow_abbrev=False)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="files or folders; for mlflow also the URI of a store")
+    parser.add_argument("--format", required=True, choices=list(FORMATS))
+    parser.add_argument("--out", required=True, type=Path, help="folder to write, or of an earlier import to add to")
+    parser.add_argument("--reward", default="", metavar="FIELD", help="a number; above 0 is a success")
+    parser.add_argument("--success", default="", metavar="FIELD", help="a truth value")
+    parser.add_argument("--assessment", default="", metavar="NAME", help="feedback of a trace, a truth value or reward")
+    parser.add_argument("--outcome", default="", metavar="MODULE:FUNCTION", help="from a trajectory to its outcome")
+    parser.add_argument("--reward-range", nargs=2, type=float, default=(-math.inf, math.inf), metavar=("LOW", "HIGH"))
+    parser.add_argument("--redact", nargs="+", default=[], metavar="NAME", help=", ".join(["all", *PATTERNS]))
+    parser.add_argument("--experiment", nargs="+", default=[], metavar="NAME", help="of the MLflow store; default all")
+    parser.add_argument("--max-quarantined", type=float, default=0.4, metavar="SHARE", help="beyond it nothing is kept")
+    asked = parse(parser, arguments)
+    if asked.outcome:
+        imported(asked.outcome)
+    rule = OutcomeRule(asked.reward, asked.success, asked.assessment, asked.outcome, *asked.reward_range)
+    rules = Rules(rule, of_instance)
+    options = {"redact": asked.redact, "max_quarantined": asked.max_quarantined}
+    if asked.format == "mlflow" and any("://" in path for path in asked.paths):
+        from retroformer.tracking.traces import read_traces
+
+        traces = (trace for uri in asked.paths for trace in read_traces(uri, asked.experiment))
+        report = import_records(traces, "mlflow", asked.out, rules, **options)
+    else:
+        report = import_logs(map(Path, asked.paths), asked.format, asked.out, rules, **options)
+    shown = ("read", "accepted", "repeated", "quarantined", "episodes", "steps", "success")
+    print("import: " + ", ".join(f"{key} {short(report[key])}" for key in shown))
+    for title in ("outcomes", "reasons", "redacted"):
+        if report[title]:
+            print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in report[title].items()))
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write a folder's trajectories in a format of exchange."""
+    from retroformer.importers.importing import export_atif
+
+    parser = Parser(prog="retroformer export", description=inspect.getdoc(export), allow_abbrev=False)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="folder with episodes.parquet and steps.parquet")
+    parser.add_argument("--format", required=True, choices=["atif"])
+    parser.add_argument("--out", required=True, type=Path, help="file to write, one JSON document a line")
+    asked = parse(parser, arguments)
+    print(f"export: {export_atif(asked.directory, asked.out)} trajectories to {asked.out}")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "close": close,
     "status": status,
+    "import": import_,
+    "export": export,
     "check-environment": check_environment,
 }
 

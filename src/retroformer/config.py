@@ -58,8 +58,15 @@ class TasksConfig(Section):
 
 
 class CollectConfig(Section):
-    """Play episodes and record them."""
+    """Play episodes and record them, or import logs."""
 
+    source: Literal["play", "import"] = Field(description="play episodes, or import the logs that lie in data/logs")
+    format: Literal["openai-chat", "atif", "mlflow", "otlp", "parquet"] = Field(description="of the logs")
+    outcome: str = Field(
+        description="of a log, where it is: reward:FIELD, success:FIELD, assessment:NAME or package.module:function; "
+        "empty looks for fields reward and success"
+    )
+    redact: tuple[str, ...] = Field(description="what to blot out of logs: all, email, phone, card, api_key and others")
     episodes: int = Field(ge=1, le=EPISODES, description="episodes to play, spread evenly over the tasks")
     policy: Literal["champion", "train_from"] = Field(description="which pinned policy plays")
     temperature: float = Field(gt=0, le=10, description="sampling temperature")
@@ -68,7 +75,7 @@ class CollectConfig(Section):
     workers: int = Field(ge=0, le=1024, description="worker processes; 0 means one a core")
     max_seconds: float = Field(gt=0, description="wall time an episode may take, in seconds; beyond it is truncated")
     max_new_tokens: int = Field(ge=1, le=1 << 20, description="most tokens of an action that the policy writes itself")
-    max_errors: Share = Field(description="share of episodes that may end in error before the stage stops")
+    max_errors: Share = Field(description="share of episodes (records of logs) that may fail before the stage stops")
 
 
 class ValidateConfig(Section):

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-
 from logs import REFUND, import_chat, quarantined
+
 from retroformer.chat import read_action
 from retroformer.storage import read_trajectories
 from retroformer.types import Outcome, StopReason

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from retroformer.errors import ConfigError, ContractBroken, DataError
-from retroformer.importers import openai_chat, parquet
+from retroformer.importers import atif, mlflow_traces, openai_chat, otlp, parquet
 from retroformer.importers.attempts import link_attempts
 from retroformer.importers.conversation import Found, Rules, Run, trajectory_of
 from retroformer.importers.records import Advance, Record, Rejected, files_of, json_records
@@ -64,6 +64,9 @@ def of_runs(runs: Callable[[Any], Iterator[Run]]) -> Callable[[Record, Rules], l
 
 FORMATS: dict[str, Format] = {
     "openai-chat": Format(json_records, of_runs(openai_chat.runs)),
+    "atif": Format(json_records, of_runs(atif.runs)),
+    "mlflow": Format(json_records, of_runs(mlflow_traces.runs)),
+    "otlp": Format(otlp.read, of_runs(otlp.runs)),
     "parquet": Format(parquet.read, parquet.trajectories),
 }
 
@@ -77,25 +80,65 @@ def import_logs(
     redact: Iterable[str] = (),
     max_quarantined: float = 0.4,
     extra: dict[str, Any] | None = None,
+    afresh: bool = False,
 ) -> dict[str, Any]:
     """Import files into a folder. Returns the report, which is collect.json; `extra` is added to it.
+
+    An earlier import in the folder is added to, or replaced where `afresh` says so.
 
     Raises ConfigError for an unknown format, DataError where there is nothing to read, ContractBroken where more than
     `max_quarantined` of the records had to go to quarantine; then nothing is written.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"no format {format!r} to import; known: {', '.join(FORMATS)}")
+    chosen = format_named(format)
     check_replaceable(out)
     files = files_of(paths, *([parquet.SUFFIXES] if format == "parquet" else []))
     with progress("import", sum(file.stat().st_size for file in files), "bytes") as shown:
-        importing = Importing(FORMATS[format].trajectories, rules, Redactor(redact))
+        importing = Importing(chosen.trajectories, rules, Redactor(redact))
 
         def advance(count: int) -> None:
             shown.advance(count, f"{importing.read} records")
 
-        records = FORMATS[format].read(files, advance)
         facts = {"format": format, "files": len(files), **(extra or {})}
-        return importing.into(out, records, max_quarantined, facts)
+        return importing.into(out, chosen.read(files, advance), max_quarantined, facts, afresh)
+
+
+def import_records(
+    records: Iterable[tuple[str, Any]],
+    format: str,
+    out: Path,
+    rules: Rules,
+    *,
+    redact: Iterable[str] = (),
+    max_quarantined: float = 0.4,
+) -> dict[str, Any]:
+    """Import what comes from elsewhere than files, each value with its place; otherwise like `import_logs`."""
+    importing = Importing(format_named(format).trajectories, rules, Redactor(redact))
+    read = (Record(source, value) for source, value in records)
+    return importing.into(out, read, max_quarantined, {"format": format})
+
+
+def format_named(name: str) -> Format:
+    """The format. Raises ConfigError with those that are known."""
+    if name not in FORMATS:
+        raise ConfigError(f"no format {name!r} to import; known: {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def export_atif(directory: Path, out: Path) -> int:
+    """Write a folder's trajectories as ATIF, one document a line. Returns how many."""
+    count = 0
+    lines = (json.dumps(atif.document(one), ensure_ascii=False) for one in stream_trajectories(directory))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    half = out.with_name(f".{out.name}.half")
+    try:
+        with half.open("w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(line + "\n")
+                count += 1
+        half.replace(out)
+    finally:
+        half.unlink(missing_ok=True)
+    return count
 
 
 @dataclass
@@ -162,14 +205,20 @@ class Importing:
         self.refused: set[bytes] = set()
 
     def into(
-        self, out: Path, records: Iterable[Record | Rejected], max_quarantined: float, facts: dict[str, Any]
+        self,
+        out: Path,
+        records: Iterable[Record | Rejected],
+        max_quarantined: float,
+        facts: dict[str, Any],
+        afresh: bool = False,
     ) -> dict[str, Any]:
-        """Write what the records hold, after what `out` holds of an earlier import. Returns the report."""
+        """Write what the records hold, unless `afresh` after what `out` holds already. Returns the report."""
         with replacing(out) as folder, ExitStack() as stack:
             (folder / "quarantine").mkdir()
             quarantine = stack.enter_context((folder / "quarantine/records.jsonl").open("w", encoding="utf-8"))
             with TrajectoryWriter(folder) as writer:
-                self._keep(out, writer, quarantine)
+                if not afresh:
+                    self._keep(out, writer, quarantine)
                 for record in records:
                     self.read += 1
                     try:
