@@ -30,6 +30,7 @@ SOUND = {
     "no log-probability": with_step(logprob=None),
     "certain action": with_step(logprob=0.0),
     "generated text": with_step(admissible_actions=None, token_ids=(4, 2), action="anything"),
+    "text of a log": with_step(admissible_actions=None, logprob=None, action="anything"),
     "second attempt": make_trajectory(attempt=1, previous_id="0" * 16),
 }
 FAULTS = {
@@ -44,7 +45,9 @@ FAULTS = {
     "probability 0": (with_step(logprob=-math.inf), "invalid_logprob"),
     "other action": (with_step(action="jump"), "inadmissible_action"),
     "nothing admissible": (with_step(admissible_actions=()), "inadmissible_action"),
-    "nothing to choose among": (with_step(admissible_actions=None), "no_choice"),
+    "no tokens": (with_step(admissible_actions=None, token_ids=()), "malformed_tokens"),
+    "a negative token": (with_step(admissible_actions=None, token_ids=(4, -1)), "malformed_tokens"),
+    "a null token": (with_step(admissible_actions=None, token_ids=(4, None)), "malformed_tokens"),
     "repeated choice": (with_step(admissible_actions=("right", "left", "right")), "malformed_choice"),
     "null choice": (with_step(admissible_actions=("right", None)), "malformed_choice"),
     "empty choice": (with_step(admissible_actions=("", "right")), "malformed_choice"),

@@ -52,8 +52,9 @@ class TextActions:
         return () if self.end_of(tokens) else self.terminator
 
     def text(self, tokens: tuple[int, ...]) -> str:
-        """What the environment is given: the tokens without their end, as text."""
-        return self.tokenizer.decode(tokens[: len(tokens) - self.end_of(tokens)], skip_special_tokens=False).strip()
+        """What the environment is given: the tokens without their end, as text; that end where there is nothing else."""
+        said = self.tokenizer.decode(tokens[: len(tokens) - self.end_of(tokens)], skip_special_tokens=False).strip()
+        return said or self.tokenizer.decode(tokens, skip_special_tokens=False).strip()
 
     def tokens(self, step: Step) -> tuple[int, ...]:
         """The ids as sampled; the text and a terminator, tokenised, where there are none or another tokenizer's.

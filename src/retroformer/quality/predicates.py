@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from retroformer.types import Outcome, StopReason, Trajectory
 
@@ -88,11 +88,12 @@ def inadmissible_action(trajectory: Trajectory, limits: Limits) -> str | None:
     return None
 
 
-def no_choice(trajectory: Trajectory, limits: Limits) -> str | None:
-    """Neither the admissible actions nor the tokens of a generated one are recorded: it cannot be scored."""
+def malformed_tokens(trajectory: Trajectory, limits: Limits) -> str | None:
+    """The tokens of a generated action are recorded as none at all, or as something that is no token."""
     for t, step in enumerate(trajectory.steps):
-        if step.admissible_actions is None and step.token_ids is None:
-            return f"neither admissible_actions nor token_ids at step {t}"
+        ids: Any = step.token_ids
+        if ids is not None and (not ids or any(id is None or id < 0 for id in ids)):
+            return f"token_ids {list(ids)[:8]} at step {t}"
     return None
 
 
@@ -150,7 +151,7 @@ PREDICATES: dict[str, Predicate] = {
         reward_out_of_range,
         invalid_logprob,
         inadmissible_action,
-        no_choice,
+        malformed_tokens,
         malformed_choice,
         empty_text,
         contradicted_outcome,
