@@ -52,7 +52,7 @@ class TextActions:
         return () if self.end_of(tokens) else self.terminator
 
     def text(self, tokens: tuple[int, ...]) -> str:
-        """What the environment is given: the tokens without their end, as text; that end where there is nothing else."""
+        """What the environment is given: the tokens without their end, as text; that end where it is all."""
         said = self.tokenizer.decode(tokens[: len(tokens) - self.end_of(tokens)], skip_special_tokens=False).strip()
         return said or self.tokenizer.decode(tokens, skip_special_tokens=False).strip()
 
