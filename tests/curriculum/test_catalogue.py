@@ -35,6 +35,9 @@ def test_the_last_bits_of_a_number_do_not_show(tmp_path):
         ("trajectory_id,round\na,1\n", "lacks the columns family"),
         (",".join(COLUMNS) + "\n", "has no row below its header"),
         ("\n".join([",".join(COLUMNS), *[",".join([*map(str, ROW[:11]), "p"])] * 2]), "has 0012 more than once"),
+        ("\n".join([",".join(COLUMNS), ",".join([*map(str, ROW[:11]), "p", ""])]), "line 2: got 13 cells, expected 12"),
+        ("\n".join([",".join(COLUMNS), ",".join(map(str, ROW[:11]))]), "line 2: got 11 cells, expected 12"),
+        (",".join(COLUMNS) + "\n" + '"a', "is not a catalogue: unexpected end of data"),
         (",".join(COLUMNS) + "\n" + ",".join(["a", "one", *map(str, ROW[2:11]), "p"]), "not a number"),
     ],
 )

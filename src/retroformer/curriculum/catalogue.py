@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,12 @@ def write_catalogue(path: Path, catalogue: pd.DataFrame) -> None:
 
 
 def read_catalogue(path: Path) -> pd.DataFrame:
-    """Read the catalogue. Raises DataError that names what is missing or not a number.
+    """Read the catalogue. Raises DataError that names what is missing or not a number, and the line of a torn row.
 
     Ids are read as text: some have digits alone, or look like a number with an exponent. Each stands once, and where
     the tables lie beside the catalogue, they have what may be sampled.
     """
-    try:
-        catalogue = pd.read_csv(path, dtype="str", keep_default_na=False, encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; run curate") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a catalogue: {error}") from None
+    catalogue = read_text_cells(Path(path))
     missing = [name for name in COLUMNS if name not in catalogue]
     if missing:
         raise DataError(f"{path} lacks the columns {', '.join(missing)}")
@@ -63,3 +59,23 @@ def read_catalogue(path: Path) -> pd.DataFrame:
         if len(unknown):
             raise DataError(f"{path} has {unknown.iloc[0]}, which {episodes} does not have; run curate again")
     return catalogue
+
+
+def read_text_cells(path: Path) -> pd.DataFrame:
+    """Every cell as text. Not by pandas, which takes the first cell of a row with one too many for an index."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = csv.reader(file, strict=True)
+            head = next(lines, None)
+            if head is None:
+                raise DataError(f"{path} is not a catalogue: it is empty")
+            rows = []
+            for cells in lines:
+                if cells and len(cells) != len(head):
+                    raise DataError(f"{path}, line {lines.line_num}: got {len(cells)} cells, expected {len(head)}")
+                rows += [cells] if cells else []
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; run curate") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not a catalogue: {error}") from None
+    return pd.DataFrame(rows, columns=pd.Index(head), dtype="str")

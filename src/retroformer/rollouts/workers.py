@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from retroformer.errors import EnvironmentFault
 from retroformer.policies import open_agent
 from retroformer.rollouts.engine import Conditions, Episode, Played, play
+from retroformer.types import Outcome
 
 SHARD = 4
 """Episodes of a shard, as a multiple of those that advance together."""
@@ -42,19 +44,40 @@ def _play_shard(player: Player, shard: Sequence[Episode], conditions: Conditions
 
 
 def play_all(
-    work: Sequence[tuple[Player, Sequence[Episode]]], conditions: Conditions, workers: int = 0
+    work: Sequence[tuple[Player, Sequence[Episode]]],
+    conditions: Conditions,
+    workers: int = 0,
+    max_errors: float = 1.0,
 ) -> Iterator[tuple[Player, list[Played]]]:
     """Play each player's episodes in shards; yields (player, what came of the shard's episodes) in order.
 
-    `workers` 0 means one a core. Workers are processes of joblib's loky; this process imports no model.
+    `workers` 0 means one a core. Workers are processes of joblib's loky, which stay for the next call; this process
+    imports no model unless it is the only one.
+
+    Raises EnvironmentFault as soon as more than the share `max_errors` of all episodes have ended in error.
     """
+    total = sum(len(episodes) for _, episodes in work)
+    errors = seen = 0
+    for player, played in _play_shards(work, conditions, workers or os.cpu_count() or 1):
+        failed = [one.trajectory for one in played if one.trajectory.outcome is Outcome.ERROR]
+        errors, seen = errors + len(failed), seen + len(played)
+        if failed and errors > max_errors * total:
+            raise EnvironmentFault(
+                f"{errors} of {seen} episodes ended in error, more than the share collect.max_errors = "
+                f"{max_errors:g} of {total} allows; the last: {failed[-1].error}"
+            )
+        yield player, played
+
+
+def _play_shards(
+    work: Sequence[tuple[Player, Sequence[Episode]]], conditions: Conditions, count: int
+) -> Iterator[tuple[Player, list[Played]]]:
     from joblib import Parallel, delayed
 
     size = SHARD * conditions.environments
     shards = [
         (player, list(episodes[at : at + size])) for player, episodes in work for at in range(0, len(episodes), size)
     ]
-    count = min(workers or os.cpu_count() or 1, max(len(shards), 1))
     if count == 1:
         for player, shard in shards:
             yield player, _play_shard(player, shard, conditions)
