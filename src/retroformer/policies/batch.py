@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from retroformer.policies.attention import Chunk
 from retroformer.policies.tree import Branches, Window, alone
 
 WIDTH = 128
 """Branch tokens that are queries together; fewer see less that is not theirs, more are fewer calls."""
-LOGITS = 1 << 25
-"""Logits held at once; beyond it they are computed in parts, and again for the gradient."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -241,40 +238,6 @@ def _batch(
     )
 
 
-def token_logprobs(
-    hidden_nd: torch.Tensor,
-    head: Callable[[torch.Tensor], torch.Tensor],
-    batch: TreeBatch,
-    temperature: float | torch.Tensor = 1.0,
-) -> torch.Tensor:
-    """The log-probability in nats of each entry's token, from the hidden states of the N places and the output layer.
-
-    Tokens that were sampled at `temperature` (a number, or [B, 1, 1]) are scored at it. Where places times vocabulary
-    are many, they are computed part by part, and again for the gradient, so that memory does not grow with the
-    number of actions.
-    """
-    divisor_n = None if batch.generated_bt is None else _temperatures(batch, temperature, hidden_nd)
-
-    def part(hidden: torch.Tensor, start: int) -> torch.Tensor:
-        logits = head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if divisor_n is not None:
-            logits = logits / divisor_n[start : start + len(hidden), None]
-        if len(hidden) == len(hidden_nd):
-            return logits.log_softmax(-1)[batch.entry_place, batch.entry_token]
-        place = batch.entry_place - start
-        own = logits.log_softmax(-1)[place.clamp(0, len(hidden) - 1), batch.entry_token]
-        return torch.where((place >= 0) & (place < len(hidden)), own, 0.0)
-
-    size = max(1, LOGITS // head.weight.shape[0])  # type: ignore[attr-defined]
-    if len(hidden_nd) <= size:
-        return part(hidden_nd, 0)
-    starts = range(0, len(hidden_nd), size)
-    return torch.stack(
-        [checkpoint(part, hidden_nd[start : start + size], start, use_reentrant=False) for start in starts]
-    ).sum(0)
-
-
 def action_logprobs(
     token_logprobs: torch.Tensor,
     batch: TreeBatch,
@@ -301,7 +264,7 @@ def action_logprobs(
     return log_pi.masked_fill(~batch.action_mask_bta, float("-inf"))
 
 
-def _temperatures(batch: TreeBatch, temperature: float | torch.Tensor, hidden_nd: torch.Tensor) -> torch.Tensor:
+def temperatures(batch: TreeBatch, temperature: float | torch.Tensor, hidden_nd: torch.Tensor) -> torch.Tensor:
     """What divides the logits of each place, [N]: `temperature` where a token was sampled, 1 where actions compete.
 
     Each place belongs to one step, since an observation, which has tokens, lies between two.

@@ -1,0 +1,93 @@
+"""Whether a model can be scored as a tree: found by trying, never believed.
+
+Two random trees are scored in the fastest way that the model may allow and compared with plain forwards; where they
+differ the next way is tried, and the last is one sequence an action, which needs nothing but a causal model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from retroformer.errors import PolicyError
+from retroformer.policies.language_model import LanguageModelPolicy, Method
+from retroformer.policies.tree import Window
+
+TOLERANCE = 1e-3
+"""Nats. Above what rounding explains in fp32, below what a wrong mask gives."""
+SHORT = 512
+"""Tokens. A window of local attention that is longer becomes the context; with a shorter one little could be told."""
+LOCAL = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size", "local_attention")
+"""What configs call the reach of local attention."""
+
+
+def settle(policy: LanguageModelPolicy, source: str) -> str | None:
+    """Choose the fastest way of scoring that is exact for this model; a sentence for the user where it is slow.
+
+    Raises PolicyError where none is.
+    """
+    local = reach(policy.model.config)
+    if local >= SHORT:
+        # Within the window every token sees all that is before it, so a tree is exact.
+        policy.limit = min(policy.limit, local)
+    methods: tuple[Method, ...] = ("tree", "mask", "sequences") if policy.method == "tree" else ("mask", "sequences")
+    differences: dict[Method, float] = {}
+    for method in methods:
+        policy.use(method)
+        try:
+            differences[method] = tree_error(policy, longest=local + 2 if local < SHORT else 3)
+        except Exception as error:  # whatever a model raises that is fed what it does not know
+            if method == "sequences":
+                raise PolicyError(f"{source}: the model cannot be scored: {error}") from error
+            differences[method] = float("inf")
+        if differences[method] < TOLERANCE:
+            break
+    else:
+        raise PolicyError(
+            f"{source}: scores of whole trajectories differ from those of plain forwards by "
+            f"{differences['sequences']:.2g} nats, more than {TOLERANCE:g}; the model is not causal or not "
+            "deterministic, so it cannot be used"
+        )
+    if policy.method != "sequences":
+        return None
+    return (
+        f"{source}: the model does not heed a mask over branches (off by {differences['mask']:.2g} nats; sliding "
+        "windows or ALiBi do that), so every action is scored by a sequence of its own: exact, and many times slower"
+    )
+
+
+def reach(config: Any) -> int:
+    """Tokens that a token sees where attention is local in some layer, or the rotary scale holds; else no limit."""
+    found = [getattr(config, name, None) for name in LOCAL]
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):  # whose frequencies change with the length beyond that
+        found.append(rope.get("original_max_position_embeddings"))
+    return min((window for window in found if isinstance(window, int) and window > 0), default=1 << 30)
+
+
+@torch.no_grad()
+def tree_error(policy: LanguageModelPolicy, longest: int = 3) -> float:
+    """Largest difference, in nats, between the scores of two random trees, the longer one's first prefix of `longest`
+    tokens, and those of plain forwards; infinite where they are no numbers."""
+    vocabulary = len(policy.model.get_input_embeddings().weight)
+    generator = torch.Generator().manual_seed(0)
+    windows = []
+    for length in (2, longest):
+        prefix = torch.randint(vocabulary, (length,), generator=generator).tolist()
+        a, b, c = torch.randperm(vocabulary, generator=generator)[:3].tolist()
+        actions = ((a, b, c), (a, c), (b,))
+        tokens = [*prefix, *actions[0], *prefix, *actions[1]]
+        roots = [length - 1, 2 * length + 2]
+        windows.append(Window(len(windows), 0, tokens, roots, [actions, actions], [0, 1]))
+    scores_bta = policy.score(policy.collate(windows)).cpu()
+    worst = 0.0
+    for window, scores_ta in zip(windows, scores_bta, strict=True):
+        for root, actions, scores_a in zip(window.roots, window.actions, scores_ta, strict=True):
+            plain = []
+            for action in actions:
+                sequence = torch.tensor([[*window.tokens[: root + 1], *action]], device=policy.model.device)
+                logprobs = policy.model(input_ids=sequence).logits[0, root:-1].float().log_softmax(-1)
+                plain.append(logprobs[range(len(action)), action].sum().cpu())
+            worst = max(worst, float((torch.stack(plain).log_softmax(0) - scores_a).abs().max().nan_to_num(torch.inf)))
+    return worst
