@@ -25,7 +25,7 @@ def policy(context=1024, **options):
 def test_returns_baselines_and_masks_by_hand():
     replay = Replay(policy(), [WON, LOST, OTHER], discount=0.5, baseline="mean")
     batch = replay.minibatch([LOST.id, WON.id], [2.0, 1.0])
-    assert batch.tree.mask_bt.tolist() == [[True, True, False], [True, True, True]]
+    assert batch.mask_bt.tolist() == [[True, True, False], [True, True, True]]
     assert batch.returns_bt.tolist() == [[0, 0, 0], [0.25, 0.5, 1.0]]
     # Others' mean return to go: (0.25 + 0.5 + 1 + 1) / 4 for the lost, 1 / 3 for the won.
     assert batch.baselines_bt.tolist() == [pytest.approx([2.75 / 4] * 3), pytest.approx([1 / 3] * 3)]
@@ -35,7 +35,7 @@ def test_returns_baselines_and_masks_by_hand():
     assert batch.success_b.tolist() == [False, True]
     assert batch.weights_b.tolist() == [2.0, 1.0]
     assert replay.minibatch([OTHER.id], [1.0]).temperature_b.tolist() == [0.5]
-    assert batch.tree.chosen_bt.tolist() == [[0, 1, 0], [0, 1, 2]]
+    assert batch.chosen_bt.tolist() == [[0, 1, 0], [0, 1, 2]]
 
 
 def test_the_baselines_that_the_trainer_may_ask_for():
@@ -56,7 +56,7 @@ def test_a_trajectory_of_several_windows_keeps_its_steps_in_their_places():
     assert len(starts) > 1
     steps = [len(window.roots) for window in replay.windows[1]]
     for row, (start, count) in enumerate(zip(starts, steps, strict=True)):
-        assert int(batch.tree.mask_bt[row].sum()) == count
+        assert int(batch.mask_bt[row].sum()) == count
         assert batch.returns_bt[row, :count].tolist() == [0.5 ** (5 - t) for t in range(start, start + count)]
         assert batch.behaviour_logprobs_bt[row, :count].tolist() == [-float(t) for t in range(start, start + count)]
     assert batch.weights_b.tolist() == [3.0] * len(starts) + [1.0]

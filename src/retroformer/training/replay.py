@@ -21,9 +21,11 @@ from retroformer.objectives.returns import returns_to_go
 from retroformer.policies.batch import TreeBatch
 from retroformer.policies.language_model import LanguageModelPolicy
 from retroformer.policies.tree import Window
+from retroformer.training.memory import shape
 from retroformer.training.windows import WindowStore
 from retroformer.types import Outcome, Trajectory
 
+Split = Callable[[list[Window]], list[list[Window]]]
 CHUNK = 1 << 22
 """Steps, padding included, whose returns are computed together."""
 
@@ -32,7 +34,14 @@ CHUNK = 1 << 22
 class Minibatch:
     """W windows of some trajectories, and for each step what the objective needs. All [W, T] unless named."""
 
-    tree: TreeBatch
+    trees: list[TreeBatch]
+    """The windows in parts, in order, each of which goes through the model at once."""
+    mask_bt: torch.Tensor
+    chosen_bt: torch.Tensor
+    action_mask_bta: torch.Tensor
+    """[W, T, A]"""
+    generated_bt: torch.Tensor
+    """Whether the action was generated, and so has no alternatives."""
     returns_bt: torch.Tensor
     behaviour_logprobs_bt: torch.Tensor
     """NaN where the log does not have it."""
@@ -44,6 +53,19 @@ class Minibatch:
     temperature_b: torch.Tensor
     weights_b: torch.Tensor
     """Inverse sampling probability of the window's trajectory, up to a factor."""
+
+
+def stacked(parts: list[torch.Tensor], fill: float = 0) -> torch.Tensor:
+    """Tensors one below the other, each padded with `fill` to the largest in all other dimensions."""
+    if len(parts) == 1:
+        return parts[0]
+    widths = [max(part.shape[dimension] for part in parts) for dimension in range(1, parts[0].dim())]
+    whole = parts[0].new_full((sum(map(len, parts)), *widths), fill)
+    start = 0
+    for part in parts:
+        whole[(slice(start, start + len(part)), *(slice(width) for width in part.shape[1:]))] = part
+        start += len(part)
+    return whole
 
 
 class Replay:
@@ -62,13 +84,17 @@ class Replay:
         """`folder`: where the file of tokens lies. Raises DataError where no trajectory arrives."""
         self.policy = policy
         self.windows = WindowStore(folder)
+        self.largest = (0, 0)
+        """Rows and tokens a row of the window that takes most."""
         self.place: dict[str, int] = {}
         names: tuple[dict[str, int], dict[str, int]] = ({}, {})
         tasks, instances, counts, success = array("q"), array("q"), array("q"), array("b")
         rewards, behaviour, temperature = array("f"), array("f"), array("f")
         for place, trajectory in enumerate(trajectories):
             self.place[trajectory.id] = place
-            self.windows.add(policy.windows(trajectory, place))
+            laid_out = policy.windows(trajectory, place)
+            self.windows.add(laid_out)
+            self.largest = max([self.largest, *(shape(window, policy) for window in laid_out)], key=math.prod)
             counts.append(len(trajectory.steps))
             rewards.extend(trajectory.rewards)
             behaviour.extend(math.nan if step.logprob is None else step.logprob for step in trajectory.steps)
@@ -122,20 +148,30 @@ class Replay:
         """Length of a trajectory in tokens."""
         return self.windows.lengths[self.place[id]]
 
-    def minibatch(self, ids: Iterable[str], weights: Iterable[float]) -> Minibatch:
-        """The windows of these trajectories, padded to one shape."""
+    def minibatch(self, ids: Iterable[str], weights: Iterable[float], split: Split = lambda all: [all]) -> Minibatch:
+        """The windows of these trajectories, padded to one shape; `split` parts what memory cannot hold at once."""
         chosen: list[Window] = []
         of_window: list[float] = []
         for id, weight in zip(ids, weights, strict=True):
             own = self.windows[self.place[id]]
             chosen.extend(own)
             of_window.extend([weight] * len(own))
-        tree = self.policy.collate(chosen)
-        device, (w, t, _) = tree.mask_bt.device, tree.shape
+        trees = [self.policy.collate(part) for part in split(chosen)]
+        mask_bt, chosen_bt, action_mask_bta = (
+            stacked([getattr(tree, name) for tree in trees]) for name in ("mask_bt", "chosen_bt", "action_mask_bta")
+        )
+        generated_bt = stacked(
+            [torch.zeros_like(one.mask_bt) if one.generated_bt is None else one.generated_bt for one in trees]
+        )
+        device, (w, t) = mask_bt.device, mask_bt.shape
         rows = torch.tensor([window.trajectory for window in chosen])
         places_bt, there_bt = self._places(rows, torch.tensor([window.first_step for window in chosen]), t)
         return Minibatch(
-            tree=tree,
+            trees=trees,
+            mask_bt=mask_bt,
+            chosen_bt=chosen_bt,
+            action_mask_bta=action_mask_bta,
+            generated_bt=generated_bt,
             returns_bt=torch.where(there_bt, self.returns[places_bt], 0.0).to(device),
             behaviour_logprobs_bt=torch.where(there_bt, self.behaviour[places_bt], torch.nan).to(device),
             baselines_bt=self.baseline[rows][:, None].expand(w, t).to(device),

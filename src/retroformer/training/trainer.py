@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ from retroformer.objectives.losses import (
     entropy,
     value_loss,
 )
+from retroformer.policies.batch import TreeBatch
 from retroformer.policies.language_model import LanguageModelPolicy
-from retroformer.training.replay import Minibatch, Replay
+from retroformer.policies.tree import Window
+from retroformer.training.memory import allowed, checkpoint_layers, measure
+from retroformer.training.replay import Minibatch, Replay, stacked
 
 BUCKET = 16
 """Batches drawn together and sorted by length, so that padding is small."""
@@ -43,8 +47,8 @@ POINTS = 100
 SAVES = 10
 """How often a run writes down where it is."""
 COLUMNS = ("loss", "policy_loss", "value_loss", "entropy", "kl", "ess", "clipped", "grad_norm", "agreement")
-OF_BEHAVIOUR = ("kl", "ess", "clipped")
-"""Empty where the log has no behaviour log-probabilities."""
+MAY_LACK = ("entropy", "kl", "ess", "clipped")
+"""Empty where the log has no choices among admissible actions, or no behaviour log-probabilities."""
 
 
 class Trainer:
@@ -61,7 +65,9 @@ class Trainer:
         learning_rate: float,
         value_head: torch.nn.Linear,
         continuing: bool = False,
+        budget: int | None = None,
     ):
+        """`budget`: bytes that a batch may take; None takes a share of what is free."""
         self.policy, self.replay, self.config = policy, replay, config
         self.learning_rate, self.value_head = learning_rate, value_head
         if config.objective in NEEDS_BEHAVIOUR:
@@ -85,6 +91,10 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
         )
+        # Without dropout: with it every forward would be another policy than the one that acts.
+        policy.model.eval()
+        self.memory, self.checkpointing = measure(policy), False
+        self._allow(allowed(policy.model.device, self.parameters) if budget is None else budget)
         self.done = 0
         self.queue: list[list[str]] = []
         self.recent: list[torch.Tensor] = []
@@ -105,8 +115,6 @@ class Trainer:
             advance(self.done, "resumed")
         point, save = max(1, total // POINTS), max(1, total // SAVES)
         choices = {round(total * (k + 1) / self.config.checkpoints) for k in range(self.config.checkpoints)}
-        # Without dropout: with it every forward would be another policy than the one that acts.
-        self.policy.model.eval()
         if self.continuing and self.done == 0:
             self._consider()
         while self.done < total and self.stopped is None:
@@ -158,20 +166,28 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * rate(self.done, config.updates, config.warmup)
         batch = self._draw()
-        mask = batch.tree.mask_bt
-        logprobs_bta, values_bt = self.forward(batch)
-        logprobs_bt = logprobs_bta.gather(-1, batch.tree.chosen_bt[..., None])[..., 0].masked_fill(~mask, 0.0)
+        mask, whole = batch.mask_bt, len(batch.trees) == 1
+        with torch.set_grad_enabled(whole):
+            logprobs_bta, values_bt = self.forward(batch)
+        if not whole:
+            logprobs_bta.requires_grad_()
+            values_bt.requires_grad_()
+        logprobs_bt = logprobs_bta.gather(-1, batch.chosen_bt[..., None])[..., 0].masked_fill(~mask, 0.0)
         learned = config.baseline == "value"
         advantages_bt = advantages(batch.returns_bt, values_bt if learned else batch.baselines_bt, mask)
         if config.objective in NORMALISES_ADVANTAGES:
             advantages_bt = normalise(advantages_bt, mask)
         seen = Batch(logprobs_bt, batch.behaviour_logprobs_bt, advantages_bt, batch.returns_bt, batch.success_b, mask)
         policy_loss = OBJECTIVES[config.objective](seen).loss
-        spread = entropy(logprobs_bta, batch.tree.action_mask_bta)
+        choices_bta = batch.action_mask_bta & ~batch.generated_bt[..., None]
+        spread = entropy(logprobs_bta, choices_bta)
         miss = value_loss(values_bt, batch.returns_bt, mask, batch.weights_b)
         loss = policy_loss - config.entropy * spread + config.value * miss
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if whole:
+            loss.backward()
+        else:
+            self._backward_in_parts(batch, *torch.autograd.grad(loss, (logprobs_bta, values_bt)))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         self.optimizer.step()
         with torch.no_grad():
@@ -183,15 +199,39 @@ class Trainer:
             kl = weights.kl_from_behaviour(logprobs_bt, behaviour_bt, known)
             ess, clipped = weights.effective_sample_size(ratios_bt, known), weights.clipped_share(ratios_bt, known)
             silent = torch.where(known.any(), 0.0, torch.nan)
+            spread = spread + torch.where(choices_bta.any(), 0.0, torch.nan)
             row = (loss, policy_loss, miss, spread, kl + silent, ess + silent, clipped + silent, norm, agreement)
             self.recent.append(torch.stack([value.detach() for value in row]))
 
     def forward(self, batch: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
         """log pi(a | h) [B, T, A] in nats at the recorded temperatures, and V(h) [B, T] of the value head."""
-        b, t, _ = batch.tree.shape
-        hidden = self.policy.hidden(batch.tree)
+        parts = [self._part(tree, temperature_b) for tree, temperature_b in self._parts(batch)]
+        logprobs, values = zip(*parts, strict=True)
+        return stacked(list(logprobs), -torch.inf), stacked(list(values))
+
+    def _parts(self, batch: Minibatch) -> list[tuple[TreeBatch, torch.Tensor]]:
+        sizes = [tree.shape[0] for tree in batch.trees]
+        return list(zip(batch.trees, batch.temperature_b.split(sizes), strict=True))
+
+    def _part(self, tree: TreeBatch, temperature_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        b, t, _ = tree.shape
+        hidden = self.policy.hidden(tree)
         values_bt = self.value_head(hidden[: b * t].float()).view(b, t)
-        return self.policy.logprobs(hidden, batch.tree, batch.temperature_b[:, None, None]), values_bt
+        return self.policy.logprobs(hidden, tree, temperature_b[:, None, None]), values_bt
+
+    def _backward_in_parts(self, batch: Minibatch, logprobs_grad: torch.Tensor, values_grad: torch.Tensor) -> None:
+        """Carry the loss's gradient with respect to scores and values through the model, part by part.
+
+        The loss, whose means are over the whole batch, was computed from all scores; each part is computed again, so
+        the gradient is that of one batch, whatever the objective (the scheme of Gao et al. 2021, arXiv 2101.06983).
+        """
+        start = 0
+        for tree, temperature_b in self._parts(batch):
+            b, t, a = tree.shape
+            rows = slice(start, start + b)
+            outputs = self._part(tree, temperature_b)
+            torch.autograd.backward(outputs, (logprobs_grad[rows, :t, :a], values_grad[rows, :t]))
+            start += b
 
     def _draw(self) -> Minibatch:
         """The next minibatch; trajectories of a like length go together."""
@@ -202,16 +242,25 @@ class Trainer:
             batches = [ids[at : at + size] for at in range(0, len(ids), size)]
             self.queue = [batches[place] for place in self.sampler.generator.permutation(len(batches))]
         ids = self.queue.pop()
-        return self.replay.minibatch(ids, self.sampler.inverse_weights(ids))
+        return self.replay.minibatch(ids, self.sampler.inverse_weights(ids), self._split)
+
+    def _allow(self, budget: int) -> None:
+        """Take no more than `budget` bytes for a batch, with gradient checkpointing if one window alone would."""
+        self.memory = replace(self.memory, budget=budget)
+        rows, length = self.replay.largest
+        self.checkpointing = self.memory.rows(length) < rows and checkpoint_layers(self.policy.model)
+
+    def _split(self, windows: list[Window]) -> list[list[Window]]:
+        return self.memory.parts(windows, self.policy, self.checkpointing)
 
     def _record(self) -> None:
         """One point of the curve: the means since the last; admit the next tier, or stop a bad update."""
         recent = torch.stack(self.recent)
         self.recent = []
         row: dict[str, Any] = dict(zip(COLUMNS, recent.mean(0).tolist(), strict=True))
-        finite = all(math.isfinite(value) for name, value in row.items() if name not in OF_BEHAVIOUR)
+        finite = all(math.isfinite(value) for name, value in row.items() if name not in MAY_LACK)
         known = dict(zip(COLUMNS, recent.nanmean(0).tolist(), strict=True))
-        row |= {name: None if math.isnan(known[name]) else known[name] for name in OF_BEHAVIOUR}
+        row |= {name: None if math.isnan(known[name]) else known[name] for name in MAY_LACK}
         tiers = self.pacing.observe(self.done, row["agreement"])
         now = {"learning_rate": self.optimizer.param_groups[0]["lr"], "tiers": float(self.sampler.tiers_admitted)}
         self.curve.append({"update": self.done, **row, **now, "score": None})
@@ -260,10 +309,10 @@ class Trainer:
         size, longest = 4 * self.config.batch, self.replay.longest
         parts: list[list[torch.Tensor]] = [[], [], [], [], []]
         for some in (ids[at : at + size] for at in range(0, len(ids), size)):
-            batch = self.replay.minibatch(some, [1.0] * len(some))
-            mask = batch.tree.mask_bt
+            batch = self.replay.minibatch(some, [1.0] * len(some), self._split)
+            mask = batch.mask_bt
             logprobs_bta, _ = self.forward(batch)
-            logprobs_bt = logprobs_bta.gather(-1, batch.tree.chosen_bt[..., None])[..., 0].masked_fill(~mask, 0.0)
+            logprobs_bt = logprobs_bta.gather(-1, batch.chosen_bt[..., None])[..., 0].masked_fill(~mask, 0.0)
             known = mask & ~batch.behaviour_logprobs_bt.isnan()
             good = mask & batch.success_b[:, None]
             advantages_bt = advantages(batch.returns_bt, batch.task_baselines_bt, mask)
@@ -286,6 +335,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "sampler": self.sampler.state(),
             "pacing": self.pacing.state(),
+            "budget": self.memory.budget,
             "done": self.done,
             "queue": self.queue,
             "recent": self.recent,
@@ -303,6 +353,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.sampler.restore(state["sampler"])
         self.pacing = Pacing(**state["pacing"])
+        self._allow(state["budget"])
         for name in ("done", "queue", "recent", "curve", "checkpoints", "top", "best", "stopped"):
             setattr(self, name, state[name])
 
