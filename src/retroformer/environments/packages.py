@@ -33,7 +33,6 @@ ADAPTERS = {
     "babyai": "retroformer.environments.babyai",
     "desk": "retroformer.environments.desk",
     "miniwob": "retroformer.environments.miniwob",
-    "openenv": "retroformer.environments.openenv",
     "scienceworld": "retroformer.environments.scienceworld",
     "textworld": "retroformer.environments.textworld",
     "textworld-express": "retroformer.environments.textworld_express",
