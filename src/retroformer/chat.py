@@ -24,6 +24,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring
 from typing import Any
 
 CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
@@ -54,8 +55,15 @@ def write_action(text: str = "", calls: Sequence[ToolCall] = (), reasoning: str 
     """The action's text. Arguments are compact JSON with the keys in the order given."""
     parts = [f"<think>\n{reasoning}\n</think>"] if reasoning else []
     parts += [text] if text else []
-    parts += [f"<tool_call>\n{_json({'name': one.name, 'arguments': one.arguments})}\n</tool_call>" for one in calls]
+    parts += [write_call(one.name, one.arguments) for one in calls]
     return "\n".join(parts)
+
+
+def write_call(name: str, arguments: dict[str, Any] | str) -> str:
+    """One call of an action's text; arguments that are text stand as they are, JSON or not."""
+    written = arguments if isinstance(arguments, str) else _encoded(arguments)
+    body = f'{{"name": {encode_basestring(name)}, "arguments": {written}}}'.replace("</", "<\\/")
+    return f"<tool_call>\n{body}\n</tool_call>"
 
 
 def read_action(action: str) -> Message:
@@ -113,9 +121,11 @@ def _json(value: Any) -> str:
 
 
 def _encoded(value: Any) -> str:
-    # What ENCODER gives, which for anything but a string first builds another encoder: half of an import's time.
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return "{" + ", ".join([f"{ENCODER.encode(key)}: {_encoded(one)}" for key, one in value.items()]) + "}"
+    # What ENCODER gives, which builds another encoder each time: that was half of an import's time.
+    if isinstance(value, dict) and set(map(type, value)) <= {str}:
+        return "{" + ", ".join([f"{encode_basestring(key)}: {_encoded(one)}" for key, one in value.items()]) + "}"
     if isinstance(value, list):
         return "[" + ", ".join([_encoded(one) for one in value]) + "]"
+    if isinstance(value, str):
+        return encode_basestring(value)
     return repr(value) if type(value) is int else ENCODER.encode(value)

@@ -317,7 +317,8 @@ def import_(arguments: Sequence[str]) -> None:
     """Import logs of agents that ran elsewhere as trajectories."""
     from retroformer.environments.splits import of_instance
     from retroformer.importers.conversation import Rules
-    from retroformer.importers.importing import FORMATS, import_logs, import_records
+    from retroformer.importers.formats import FORMATS
+    from retroformer.importers.importing import import_logs, import_records
     from retroformer.importers.outcomes import OutcomeRule, imported
     from retroformer.importers.redaction import PATTERNS
 

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby, islice
 from operator import itemgetter
@@ -209,6 +209,24 @@ def write_trajectories(directory: Path, trajectories: Iterable[Trajectory]) -> N
     write_tables(directory, map(episode_row, ordered), (row for one in ordered for row in step_rows(one)))
 
 
+def tables_of(trajectories: Sequence[Trajectory]) -> tuple[pa.Table, pa.Table]:
+    """The rows of both tables that stand for the trajectories, in their order."""
+    episodes = [tuple(episode_row(one).values()) for one in trajectories]
+    steps = [
+        (one.id, t, s.observation, s.action, s.reward, s.admissible_actions, s.token_ids, s.logprob)
+        for one in trajectories
+        for t, s in enumerate(one.steps)
+    ]
+    return _table(episodes, EPISODES), _table(steps, STEPS)
+
+
+def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+    return pa.Table.from_arrays(
+        [pa.array(c, kind) for c, kind in zip(columns, schema.types, strict=True)], schema=schema
+    )
+
+
 class TrajectoryWriter:
     """Writes the two tables into an existing folder as trajectories arrive, in that order; a context manager.
 
@@ -218,8 +236,7 @@ class TrajectoryWriter:
     def __init__(self, directory: Path):
         self.episodes = pq.ParquetWriter(Path(directory) / "episodes.parquet", EPISODES)
         self.steps = pq.ParquetWriter(Path(directory) / "steps.parquet", STEPS)
-        self.episode_rows: list[dict[str, Any]] = []
-        self.step_rows: list[tuple[Any, ...]] = []
+        self.waiting: list[Trajectory] = []
         self.size = 0
 
     def __enter__(self) -> TrajectoryWriter:
@@ -233,33 +250,24 @@ class TrajectoryWriter:
 
     def add(self, trajectory: Trajectory) -> None:
         """Write one trajectory."""
-        self.episode_rows.append(episode_row(trajectory))
-        for t, step in enumerate(trajectory.steps):
-            self.step_rows.append(
-                (
-                    trajectory.id,
-                    t,
-                    step.observation,
-                    step.action,
-                    step.reward,
-                    step.admissible_actions,
-                    step.token_ids,
-                    step.logprob,
-                )
-            )
-            self.size += 100 + len(step.observation) + len(step.action) + 4 * len(step.token_ids or ())
-        self.size += 200 + len(trajectory.task.description)
+        self.waiting.append(trajectory)
+        self.size += sum(len(step.observation) + len(step.action) for step in trajectory.steps)
+        self.size += 100 * len(trajectory.steps) + len(trajectory.task.description)
         if self.size > ROW_GROUP:
             self._flush()
 
+    def write(self, episodes: pa.Table, steps: pa.Table) -> None:
+        """Write what `tables_of` made, as a row group of its own."""
+        self._flush()
+        if len(episodes):
+            self.episodes.write_table(episodes)
+        if len(steps):
+            self.steps.write_table(steps)
+
     def _flush(self) -> None:
-        if self.episode_rows:
-            self.episodes.write_table(pa.Table.from_pylist(self.episode_rows, EPISODES))
-        if self.step_rows:
-            columns = zip(*self.step_rows, strict=True)
-            arrays = [pa.array(column, kind) for column, kind in zip(columns, STEPS.types, strict=True)]
-            self.steps.write_table(pa.Table.from_arrays(arrays, schema=STEPS))
-        self.episode_rows, self.step_rows, self.size = [], [], 0
+        if self.waiting:
+            waiting, self.waiting, self.size = self.waiting, [], 0
+            self.write(*tables_of(waiting))
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:

@@ -11,13 +11,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-from retroformer.chat import ToolCall, describe_tools, write_action, write_result
+import orjson
+
+from retroformer.chat import describe_tools, write_action, write_call, write_result
 from retroformer.importers.outcomes import OutcomeRule, Verdict
 from retroformer.importers.records import Rejected
 from retroformer.types import Outcome, Step, StopReason, Task, Trajectory
@@ -117,8 +119,9 @@ def trajectory_of(run: Run, source: str, rules: Rules) -> Trajectory:
         raise Rejected("invalid_temperature", f"temperature {temperature}")
     if temperature == 0:
         steps = [Step(one.observation, one.action, one.reward, None, one.token_ids) for one in steps]
-    task = Task(environment, environment, name or "runs", description, seed, "")
-    task = Task(environment, environment, task.name, description, seed, rules.split_of(task.id))
+    name = name or "runs"
+    split = rules.split_of(f"{environment}:{name}#{seed}")
+    task = Task(environment, environment, name, description, seed, split)
 
     def made(id: str, outcome: Outcome) -> Trajectory:
         return Trajectory(
@@ -189,8 +192,13 @@ def steps_of(run: Run) -> tuple[str, list[Step]]:
         if not step.action or step.action.isspace():
             raise Rejected("empty_action", f"the agent said nothing at step {t}")
     if run.tools:
-        prompt.append(describe_tools(run.tools))
+        prompt.append(_described(orjson.dumps(run.tools)))
     return "\n\n".join(filter(None, prompt)), steps
+
+
+@lru_cache(maxsize=64)
+def _described(tools: bytes) -> str:
+    return describe_tools(orjson.loads(tools))
 
 
 def _check_answered(awaited: list[str], t: int) -> None:
@@ -211,23 +219,11 @@ def _step(told: list[str], said: list[Turn]) -> Step:
 
 
 def _action(turn: Turn) -> str:
-    written = [
-        _as_it_was(call)
-        if isinstance(call.arguments, str)
-        else write_action(calls=(ToolCall(call.name, call.arguments),))
-        for call in turn.calls
-    ]
-    if turn.reasoning:
-        written.insert(0, write_action(turn.text, reasoning=turn.reasoning))
-    elif turn.text:
-        written.insert(0, turn.text)
-    return "\n".join(written)
-
-
-def _as_it_was(call: LoggedCall) -> str:
-    """A call whose arguments are no JSON object."""
-    arguments = str(call.arguments).replace("</", "<\\/")
-    return f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {arguments}}}\n</tool_call>'
+    parts = [write_action(reasoning=turn.reasoning)] if turn.reasoning else []
+    if turn.text:
+        parts.append(turn.text)
+    parts += [write_call(call.name, call.arguments) for call in turn.calls]
+    return "\n".join(parts)
 
 
 def content_id(run: Run, task: Task, steps: list[Step], outcome: Outcome) -> str:
@@ -242,7 +238,8 @@ def content_id(run: Run, task: Task, steps: list[Step], outcome: Outcome) -> str
         run.error or "",
     ]
     for step in steps:
-        parts += (step.observation, step.action, f"{step.reward!r} {step.logprob!r} {step.token_ids!r}")
+        parts += (step.observation, step.action)
+    parts.append(repr([(step.reward, step.logprob, step.token_ids) for step in steps]))
     return _digest(parts).hex()[:16]
 
 

@@ -9,22 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
 
-from retroformer.errors import ConfigError, ContractBroken, DataError
-from retroformer.importers import atif, mlflow_traces, openai_chat, otlp, parquet
+from retroformer.errors import ContractBroken, DataError
+from retroformer.importers import atif
 from retroformer.importers.attempts import link_attempts
-from retroformer.importers.conversation import Found, Rules, Run, trajectory_of
-from retroformer.importers.records import Advance, Record, Rejected, files_of, json_records
-from retroformer.importers.redaction import Redactor
+from retroformer.importers.conversation import Found, Rules
+from retroformer.importers.converting import Converted, Job, Summary, chunks_of, convert_all, summary_of
+from retroformer.importers.formats import format_named
+from retroformer.importers.records import Record, Rejected, files_of
 from retroformer.progress import progress
 from retroformer.storage import (
     TrajectoryWriter,
@@ -34,41 +37,13 @@ from retroformer.storage import (
     stream_trajectories,
     write_json,
 )
-from retroformer.types import Outcome, Trajectory
+from retroformer.types import Outcome
 
 LEDGER = "ledger.npy"
 """Beside the tables: what the log calls each trajectory and a hash of its content, so that a re-import can tell."""
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """How files of a format are read, and what a record of it holds."""
-
-    read: Callable[[list[Path], Advance], Iterator[Record | Rejected]]
-    trajectories: Callable[[Record, Rules], list[Found]]
-
-
-def of_runs(runs: Callable[[Any], Iterator[Run]]) -> Callable[[Record, Rules], list[Found]]:
-    """A format's trajectories, from the function that finds the runs in a record's value."""
-
-    def trajectories(record: Record, rules: Rules) -> list[Found]:
-        found = []
-        for run in runs(record.value):
-            source = f"{record.source}#{run.segment}" if run.segment else record.source
-            trajectory = trajectory_of(run, source, rules)
-            found.append(Found(run.name, trajectory.id, trajectory))
-        return found
-
-    return trajectories
-
-
-FORMATS: dict[str, Format] = {
-    "openai-chat": Format(json_records, of_runs(openai_chat.runs)),
-    "atif": Format(json_records, of_runs(atif.runs)),
-    "mlflow": Format(json_records, of_runs(mlflow_traces.runs)),
-    "otlp": Format(otlp.read, of_runs(otlp.runs)),
-    "parquet": Format(parquet.read, parquet.trajectories),
-}
+QUARANTINE = "quarantine/records.jsonl"
+SMALL = 64 * 2**20
+"""Bytes up to which starting workers would take longer than it saves."""
 
 
 def import_logs(
@@ -81,19 +56,24 @@ def import_logs(
     max_quarantined: float = 0.4,
     extra: dict[str, Any] | None = None,
     afresh: bool = False,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Import files into a folder. Returns the report, which is collect.json; `extra` is added to it.
 
-    An earlier import in the folder is added to, or replaced where `afresh` says so.
+    An earlier import in the folder is added to, or replaced where `afresh` says so. `workers` are processes, 0 means
+    one a core where there is much to read; their number does not change what is written.
 
     Raises ConfigError for an unknown format, DataError where there is nothing to read, ContractBroken where more than
     `max_quarantined` of the records had to go to quarantine; then nothing is written.
     """
     chosen = format_named(format)
     check_replaceable(out)
-    files = files_of(paths, *([parquet.SUFFIXES] if format == "parquet" else []))
-    with progress("import", sum(file.stat().st_size for file in files), "bytes") as shown:
-        importing = Importing(chosen.trajectories, rules, Redactor(redact))
+    files = files_of(paths, chosen.suffixes)
+    size = sum(file.stat().st_size for file in files)
+    if not workers:
+        workers = len(os.sched_getaffinity(0)) if size > SMALL else 1
+    with progress("import", size, "bytes") as shown:
+        importing = Importing(Job(format, rules, tuple(redact)), workers)
 
         def advance(count: int) -> None:
             shown.advance(count, f"{importing.read} records")
@@ -112,16 +92,10 @@ def import_records(
     max_quarantined: float = 0.4,
 ) -> dict[str, Any]:
     """Import what comes from elsewhere than files, each value with its place; otherwise like `import_logs`."""
-    importing = Importing(format_named(format).trajectories, rules, Redactor(redact))
+    format_named(format)
+    importing = Importing(Job(format, rules, tuple(redact)), workers=1)
     read = (Record(source, value) for source, value in records)
     return importing.into(out, read, max_quarantined, {"format": format})
-
-
-def format_named(name: str) -> Format:
-    """The format. Raises ConfigError with those that are known."""
-    if name not in FORMATS:
-        raise ConfigError(f"no format {name!r} to import; known: {', '.join(FORMATS)}")
-    return FORMATS[name]
 
 
 def export_atif(directory: Path, out: Path) -> int:
@@ -154,20 +128,18 @@ class Tally:
     splits: Counter[str] = field(default_factory=Counter)
     tasks: dict[str, list[Any]] = field(default_factory=dict)
 
-    def add(self, trajectory: Trajectory) -> None:
+    def add(self, one: Summary) -> None:
         """Count one."""
-        task = trajectory.task
         self.episodes += 1
-        self.steps += len(trajectory.steps)
-        self.logprobs += None not in [step.logprob for step in trajectory.steps]
-        self.outcomes[trajectory.outcome.value] += 1
-        self.splits[task.split] += 1
-        row = self.tasks.setdefault(task.name, [task.family, 0, 0, 0])
+        self.steps += one.steps
+        self.logprobs += one.logprobs
+        self.outcomes[one.outcome] += 1
+        self.splits[one.split] += 1
+        row = self.tasks.setdefault(one.task, [one.family, 0, 0, 0])
         row[1] += 1
-        if trajectory.learnable:
-            total = trajectory.total_reward
-            self.lowest, self.highest = min(self.lowest, total), max(self.highest, total)
-            row[2] += trajectory.outcome is Outcome.SUCCESS
+        if one.outcome in (Outcome.SUCCESS, Outcome.FAILURE):
+            self.lowest, self.highest = min(self.lowest, one.reward), max(self.highest, one.reward)
+            row[2] += one.outcome == Outcome.SUCCESS
             row[3] += 1
 
     def report(self) -> dict[str, Any]:
@@ -192,11 +164,12 @@ class Tally:
 class Importing:
     """One run of an import."""
 
-    def __init__(self, trajectories: Callable[[Record, Rules], list[Found]], rules: Rules, redactor: Redactor):
-        self.trajectories, self.rules, self.redactor = trajectories, rules, redactor
+    def __init__(self, job: Job, workers: int):
+        self.job, self.workers = job, workers
         self.read = self.accepted = self.repeated = 0
         self.reasons: Counter[str] = Counter()
-        self.example: Rejected | None = None
+        self.redacted: Counter[str] = Counter()
+        self.example = ""
         self.attempts = False
         self.tally = Tally()
         self.ids: set[int] = set()
@@ -215,28 +188,20 @@ class Importing:
         """Write what the records hold, unless `afresh` after what `out` holds already. Returns the report."""
         with replacing(out) as folder, ExitStack() as stack:
             (folder / "quarantine").mkdir()
-            quarantine = stack.enter_context((folder / "quarantine/records.jsonl").open("w", encoding="utf-8"))
+            quarantine = stack.enter_context((folder / QUARANTINE).open("w", encoding="utf-8"))
             with TrajectoryWriter(folder) as writer:
                 if not afresh:
                     self._keep(out, writer, quarantine)
-                for record in records:
-                    self.read += 1
-                    try:
-                        if isinstance(record, Rejected):
-                            raise record
-                        self._take(record, writer)
-                    except Rejected as why:
-                        self._refuse(why, record, quarantine)
+                for chunk, converted in convert_all(self.job, chunks_of(records), self.workers):
+                    self._take(chunk, converted, writer, quarantine)
             quarantined = sum(self.reasons.values())
             if not self.read:
                 raise DataError("nothing was imported: the files hold no record")
             if quarantined > max_quarantined * self.read:
-                assert self.example is not None
                 top = ", ".join(f"{name} {count}" for name, count in self.reasons.most_common(3))
                 raise ContractBroken(
                     f"{quarantined} of {self.read} records could not be imported, more than the share "
-                    f"{max_quarantined:g} allowed ({top}; for example {self.example.source}: {self.example.detail}); "
-                    "nothing was written"
+                    f"{max_quarantined:g} allowed ({top}; for example {self.example}); nothing was written"
                 )
             if self.attempts:
                 link_attempts(folder / "episodes.parquet")
@@ -251,78 +216,74 @@ class Importing:
                 "repeated": self.repeated,
                 "quarantined": quarantined,
                 "reasons": dict(sorted(self.reasons.items())),
-                "redacted": dict(sorted(self.redactor.found.items())),
-                "outcome": str(self.rules.outcome) or "fields reward and success",
+                "redacted": dict(sorted(self.redacted.items())),
+                "outcome": str(self.job.rules.outcome) or "fields reward and success",
                 "rewards": "at the last step, not discounted, clipped or normalised; rewards of steps as logged",
                 **self.tally.report(),
             }
             write_json(folder / "collect.json", report)
         return report
 
-    def _keep(self, out: Path, writer: TrajectoryWriter, quarantine: Any) -> None:
+    def _keep(self, out: Path, writer: TrajectoryWriter, quarantine: IO[str]) -> None:
         """Copy what an earlier import left in the folder. Raises DataError where something else did."""
         if not (out / "collect.json").exists():
             return
         if read_json(out / "collect.json").get("source") != "import":
             raise DataError(f"{out} holds episodes that were played, not imported; import into a folder of its own")
         for trajectory in stream_trajectories(out):
-            self.ids.add(_hash(trajectory.id))
-            self._write(trajectory, writer)
+            summary = summary_of(Found("", "", trajectory), 0)
+            self.ids.add(summary.id)
+            self._count(summary)
+            writer.add(trajectory)
         if (out / LEDGER).exists():
             self.names = dict(np.load(out / LEDGER).tolist())
-        if (out / "quarantine/records.jsonl").exists():
-            with (out / "quarantine/records.jsonl").open(encoding="utf-8") as lines:
+        if (out / QUARANTINE).exists():
+            with (out / QUARANTINE).open(encoding="utf-8") as lines:
                 for line in lines:
                     quarantine.write(line)
-                    self.refused.add(hashlib.sha256(line.encode()).digest()[:8])
+                    self.refused.add(_short_hash(line))
 
-    def _take(self, record: Record, writer: TrajectoryWriter) -> None:
-        """Write a record's trajectories, or raise Rejected."""
-        if self.redactor.names:
-            record.value = self.redactor.value(record.value)
-            record.raw = b""
-        try:
-            found = self.trajectories(record, self.rules)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-            # No record, however odd, ends an import; the fuzzer holds that this net stays empty.
-            raise Rejected("not_understood", f"{type(error).__name__}: {error}") from None
-        named = [(_hash(one.name), _hash(one.content)) for one in found if one.name]
-        for name, content in named:
-            if self.names.setdefault(name, content) != content:
-                raise Rejected("conflicting_id", "the log has this id before, with other content")
-        fresh = False
-        for one in found:
-            id = _hash(one.trajectory.id)
-            if id not in self.ids:
-                fresh = True
-                self.ids.add(id)
-                self._write(one.trajectory, writer)
-        self.accepted += 1
-        self.repeated += not fresh
+    def _take(
+        self, chunk: list[Record | Rejected], converted: Converted, writer: TrajectoryWriter, quarantine: IO[str]
+    ) -> None:
+        """Write what is new of a chunk; in quarantine what was refused, and what contradicts an earlier record."""
+        self.read += len(chunk)
+        self.redacted += converted.redacted
+        refused = dict(converted.refused)
+        kept = np.zeros(len(converted.summaries), dtype=bool)
+        of_record = groupby(enumerate(converted.summaries), key=lambda pair: pair[1].record)
+        for record, pairs in of_record:
+            found = list(pairs)
+            if any(one.name and self.names.get(one.name, one.content) != one.content for _, one in found):
+                why = Rejected("conflicting_id", "the log has this id before, with other content")
+                refused[record] = self.job.refusal(why, chunk[record])
+                continue
+            fresh = False
+            for place, one in found:
+                if one.name:
+                    self.names[one.name] = one.content
+                if one.id not in self.ids:
+                    self.ids.add(one.id)
+                    self._count(one)
+                    kept[place] = fresh = True
+            self.accepted += 1
+            self.repeated += not fresh
+        episodes, steps = converted.episodes, converted.steps
+        if not kept.all():
+            episodes = episodes.filter(pa.array(kept))
+            steps = steps.filter(pa.array(np.repeat(kept, [one.steps for one in converted.summaries])))
+        writer.write(episodes, steps)
+        for _, refusal in sorted(refused.items()):
+            self.reasons[refusal.reason] += 1
+            self.example = self.example or f"{refusal.source}: {refusal.detail}"
+            line = json.dumps(refusal._asdict()) + "\n"
+            if _short_hash(line) not in self.refused:
+                quarantine.write(line)
 
-    def _write(self, trajectory: Trajectory, writer: TrajectoryWriter) -> None:
-        writer.add(trajectory)
-        self.tally.add(trajectory)
-        self.attempts |= trajectory.attempt > 0 and not trajectory.previous_id
-
-    def _refuse(self, why: Rejected, record: Record | Rejected, quarantine: Any) -> None:
-        """Write a record to quarantine with its reason."""
-        why.source = why.source or record.source
-        self.reasons[why.reason] += 1
-        self.example = self.example or why
-        raw = why.raw or record.raw
-        if raw:
-            text = raw.decode("utf-8", "backslashreplace").rstrip("\n")
-            text = self.redactor.value(text) if self.redactor.names else text
-        else:
-            value = None if isinstance(record, Rejected) else record.value
-            text = json.dumps(value, ensure_ascii=False, default=str)
-        why.detail = self.redactor.text(why.detail)
-        entry = {"source": why.source, "reason": why.reason, "detail": why.detail, "record": text}
-        line = json.dumps(entry, ensure_ascii=True) + "\n"
-        if hashlib.sha256(line.encode()).digest()[:8] not in self.refused:
-            quarantine.write(line)
+    def _count(self, one: Summary) -> None:
+        self.tally.add(one)
+        self.attempts |= one.unlinked
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+def _short_hash(line: str) -> bytes:
+    return hashlib.sha256(line.encode()).digest()[:8]

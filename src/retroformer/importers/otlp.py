@@ -26,7 +26,7 @@ from retroformer.importers.conversation import Run, Turn
 from retroformer.importers.messages import tools_of, turns_of
 from retroformer.importers.openai_chat import name_of
 from retroformer.importers.outcomes import finite
-from retroformer.importers.records import Advance, Record, Rejected, json_records
+from retroformer.importers.records import Advance, Record, Rejected, json_records, parsed
 from retroformer.importers.spans import ChatCall, check_span, nanoseconds, runs_of
 
 CHAT = ("chat", "text_completion", "generate_content")
@@ -47,7 +47,7 @@ def read(files: list[Path], advance: Advance) -> Iterator[Record | Rejected]:
                 yield record
                 continue
             try:
-                found = [_row(record.source, *one) for one in spans_of(record.value)]
+                found = [_row(record.source, *one) for one in spans_of(parsed(record).value)]
                 if not found:
                     raise Rejected("not_this_format", "no spans")
             except Rejected as why:

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ class OutcomeRule:
             raise Rejected("outcome_function_failed", f"{type(error).__name__}: {error}") from None
 
 
+@cache
 def imported(name: str) -> Callable[[Trajectory], Any]:
     """The user's function; modules of the working folder are found. Raises ConfigError."""
     module, _, attribute = name.partition(":")

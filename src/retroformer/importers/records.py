@@ -27,6 +27,8 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 GZIP = b"\x1f\x8b"
 MARK = b"\xef\xbb\xbf"
 
+UNREAD = object
+"""Stands for the value of a record whose text has not been parsed; a class, since it stays itself in a worker."""
 Advance = Callable[[int], None]
 """Is told how many more bytes of the files have been read."""
 
@@ -37,7 +39,7 @@ class Record:
 
     source: str
     """``file:line``."""
-    value: Any
+    value: Any = UNREAD
     raw: bytes = b""
     """Its text where it was read from a file; quarantine keeps it."""
 
@@ -46,7 +48,7 @@ class Rejected(Exception):
     """Why a record goes to quarantine: a reason that can be counted, and what was seen."""
 
     def __init__(self, reason: str, detail: str, source: str = "", raw: bytes = b""):
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail, source, raw)  # what a worker sends is made anew from these
         self.reason, self.detail, self.source, self.raw = reason, detail, source, raw
 
 
@@ -76,7 +78,10 @@ def files_of(paths: Iterable[Path], suffixes: tuple[str, ...] = SUFFIXES) -> lis
 
 
 def json_records(files: Iterable[Path], advance: Advance) -> Iterator[Record | Rejected]:
-    """Every record of JSON files: one a line, or the whole of a ``.json`` whose first line is not one by itself."""
+    """Every record of JSON files: one a line, or the whole of a ``.json`` whose first line is not one by itself.
+
+    Lines are not parsed yet, see `parsed`.
+    """
     for path in files:
         try:
             with path.open("rb") as raw:
@@ -108,7 +113,7 @@ def _of_file(path: Path, raw: IO[bytes], advance: Advance) -> Iterator[Record | 
                     size += len(more)
                 yield _too_large(source, size, line)
             elif not line.isspace():
-                yield parse(line, source)
+                yield Record(source, raw=line)
             if number % 64 == 0:
                 place = raw.tell()
                 advance(place - told)
@@ -141,6 +146,16 @@ def _document(path: Path, file: Any) -> Iterator[Record | Rejected]:
 
 def _too_large(source: str, size: int, text: bytes) -> Rejected:
     return Rejected("too_large", f"{size} bytes, at most {MAX_RECORD} allowed", source, text[:SHOWN])
+
+
+def parsed(record: Record) -> Record:
+    """The record with its value. Raises Rejected."""
+    if record.value is not UNREAD:
+        return record
+    found = parse(record.raw, record.source)
+    if isinstance(found, Rejected):
+        raise found
+    return found
 
 
 def parse(text: bytes, source: str) -> Record | Rejected:

@@ -83,6 +83,7 @@ def import_into(out: Path, logs: Path, config: CollectConfig, round_number: int)
         max_quarantined=config.max_errors,
         extra={"round": round_number},
         afresh=True,
+        workers=config.workers,
     )
     return {name: report[name] for name in ("read", "accepted", "quarantined", "episodes", "steps", "success")}
 
