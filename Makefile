@@ -2,15 +2,17 @@
 PYTHON ?= python3
 ROUNDS ?= 4
 VENV := .venv
+EXTRAS := miniwob scienceworld textworld textworld-express
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test study check
+.PHONY: help setup run test test-extras study check
 
 help:
 	@echo "make run [ROUNDS=4]  close rounds until ROUNDS are closed, then print the table"
 	@echo "make test            all tests but the slow ones"
+	@echo "make test-extras     install the environments that are extras, as far as they can be, and test them"
 	@echo "make study           the slower studies behind the report's claims; can be resumed"
 	@echo "make check           ruff, pyright, layers, wiring"
 	@echo "make setup           only create $(VENV) from constraints.txt; PYTHON=python3.12 chooses the interpreter"
@@ -28,6 +30,14 @@ run: setup
 
 test: setup
 	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+
+# One by one, so that an extra that has no build for this machine does not keep the others away.
+test-extras: setup
+	@for extra in $(EXTRAS); do \
+		python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$$extra]" \
+			|| echo "$$extra could not be installed, its tests are skipped"; \
+	done
+	OMP_NUM_THREADS=1 python -m pytest tests/environments/extras
 
 study: setup
 	python -m studies

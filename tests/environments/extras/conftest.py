@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from retroformer.environments import make
 from retroformer.environments.protocol import TextEnvironment
 from retroformer.errors import EnvironmentFault
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow, so that `make test` takes no longer where they are installed."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("slow")
 
 
 @pytest.fixture
