@@ -15,6 +15,7 @@ from retroformer.storage import write_json
 BENCHMARKS = {
     "train": "forward and backward of whole trajectories against TRL's GRPO and lamorel's algorithm",
     "act": "choosing actions in 8 environments against lamorel's cached scoring and full rescoring",
+    "limit": "training as a share of this machine's matrix products; the output layer at a large vocabulary",
 }
 
 

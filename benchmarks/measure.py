@@ -118,6 +118,7 @@ def peak_megabytes(run: Run) -> float | None:
     if child == 0:
         code = 1
         try:
+            torch.set_num_threads(1)  # the parent's other threads are not here: a forked child would wait for them
             ctypes.CDLL(None).malloc_trim(0)  # what the parent freed must not serve the child unseen
             Path("/proc/self/clear_refs").write_text("5")
             before = status("VmRSS")

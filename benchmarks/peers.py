@@ -87,16 +87,16 @@ def trl_trainer(model: Any, tokenizer: Any) -> Any | None:
     from trl.trainer.grpo_trainer import GRPOTrainer
 
     disable_progress_bars()
-    arguments = GRPOConfig(
-        output_dir=".resume/benchmarks/trl",
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        arguments = GRPOConfig(
+            output_dir=".resume/benchmarks",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            disable_tqdm=True,
+        )
         return GRPOTrainer(
             model=copy.deepcopy(model),
             reward_funcs=lambda completions, **_: [0.0] * len(completions),

@@ -69,7 +69,7 @@ class Update:
         self.policy.model.zero_grad(set_to_none=True)
         tree = self.policy.collate(windows)
         logprobs_bta = self.policy.score(tree)
-        return self._backward(
+        return self.backward(
             self.batch._replace(logprobs_bt=logprobs_bta.gather(-1, tree.chosen_bt[..., None])[..., 0])
         )
 
@@ -99,10 +99,11 @@ class Update:
                     success_b=self.batch.success_b[b : b + 1],
                     mask_bt=self.batch.mask_bt[here],
                 )
-                total += self._backward(of_step, 1 / steps)
+                total += self.backward(of_step, 1 / steps)
         return total
 
-    def _backward(self, batch: Batch, weight: float = 1.0) -> torch.Tensor:
+    def backward(self, batch: Batch, weight: float = 1.0) -> torch.Tensor:
+        """The objective and its gradient, both times `weight`; returns the loss."""
         loss = OBJECTIVES[OBJECTIVE](batch).loss * weight
         loss.backward()
         return loss.detach()

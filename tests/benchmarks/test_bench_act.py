@@ -23,6 +23,6 @@ def test_quick_report(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_timed_is_one_decision_after_the_history(bench: Any) -> None:
     policy = bench("workload").build_policy(32, vocabulary=64)
     scene = bench("act").Scene(policy, history=20, actions=3)
-    fed = [scene.agent.transcripts[slot].fed for slot in range(8)]
+    fed = scene.agent.reader.cache.lengths.tolist()
     assert fed == [len(prefix) for prefix in scene.prefixes], "the action is not fed, the observation is"
     assert len(set(fed)) > 1, "histories are ragged"
