@@ -7,13 +7,19 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from retroformer.policies.language_model import LanguageModelPolicy
@@ -21,7 +27,9 @@ from retroformer.policies.layout import Layout
 from retroformer.types import Outcome, Step, StopReason, Task, Trajectory
 
 WORDS = tuple(f"w{n}" for n in range(12))
-FAMILIES = ("llama", "llama-grouped", "qwen2", "gpt2")
+FAMILIES = ("llama", "llama-grouped", "llama-eager", "qwen2", "qwen3", "gpt2")
+PLAIN = ("mistral", "bloom")
+"""Families whose attention no mask over branches describes: a sliding window of 4 tokens, ALiBi."""
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -39,10 +47,18 @@ def tiny_policy(family: str = "llama", context: int = 64, double: bool = False, 
         model = GPT2LMHeadModel(
             GPT2Config(vocab_size=size["vocab_size"], n_positions=context, n_embd=16, n_layer=2, n_head=4)
         )
+    elif family == "bloom":
+        model = BloomForCausalLM(BloomConfig(vocab_size=size["vocab_size"], hidden_size=16, n_layer=2, n_head=4))
+    elif family == "mistral":
+        model = MistralForCausalLM(MistralConfig(**common, num_key_value_heads=2, sliding_window=4))
+    elif family == "qwen3":
+        model = Qwen3ForCausalLM(Qwen3Config(**common, num_key_value_heads=2, head_dim=4))
     elif family == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**common, num_key_value_heads=2))
     else:
-        model = LlamaForCausalLM(LlamaConfig(**common, num_key_value_heads=2 if family == "llama-grouped" else 4))
+        model = LlamaForCausalLM(LlamaConfig(**common, num_key_value_heads=4 if family == "llama" else 2))
+    if family == "llama-eager":
+        model.set_attn_implementation("eager")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:

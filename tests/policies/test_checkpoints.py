@@ -8,10 +8,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from retroformer.config import PolicyConfig
 from retroformer.errors import DataError, PolicyError
-from retroformer.policies.checkpoints import build, load, tree_error
+from retroformer.policies.checkpoints import build, load
 from retroformer.policies.layout import Layout
 from retroformer.storage import hash_directory
-from tiny import FAMILIES, tiny_policy, told
+from tiny import tiny_policy, told
 
 CONFIG = PolicyConfig(model="", width=16, layers=1, heads=2)
 WORDS = ("go", "left", "turn_left", "red_ball", "red", "ball", "f2r0", "red_ball@f2r0", "w0", "w1")
@@ -178,17 +178,3 @@ def test_a_foreign_model_is_told_in_sentences(tmp_path):
     policy.tokenizer.save_pretrained(tmp_path)
     assert load(tmp_path).layout == Layout.sentences()
     assert load(tmp_path, layout=Layout()).layout == Layout()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_tree_is_checked_on_loading(family):
-    assert tree_error(tiny_policy(family), 14) < 1e-4
-
-
-def test_a_model_that_ignores_the_mask_is_refused(saved, monkeypatch):
-    monkeypatch.setattr(
-        "retroformer.policies.language_model.additive", lambda visible, dtype: torch.zeros(visible.shape)
-    )
-    _, folder = saved
-    with pytest.raises(PolicyError, match="differ from those of plain forwards by"):
-        load(folder)

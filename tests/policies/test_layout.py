@@ -32,7 +32,6 @@ def test_a_window_that_is_full_starts_anew_with_the_task_and_whole_last_steps():
     assert told.observe("12 12", 1) is True
     assert told.tokens == [1, 2, 11, 11, 20, 12, 12]
     assert told.starts == [2, 5]
-    assert told.fed == 0
 
 
 def test_a_window_is_used_to_its_last_token():

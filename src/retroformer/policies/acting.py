@@ -11,9 +11,9 @@ import torch
 from retroformer.errors import PolicyError
 from retroformer.policies.agent import Choice, Decision
 from retroformer.policies.layout import Transcript
-from retroformer.policies.reading import Cached, Plain, Question, Reader
+from retroformer.policies.reading import Question
 from retroformer.policies.text import Utterance, room, sample
-from retroformer.policies.tree import Tokens, tell_apart
+from retroformer.policies.tree import Tokens, grow, tell_apart
 
 if TYPE_CHECKING:
     from retroformer.policies.language_model import LanguageModelPolicy
@@ -33,7 +33,7 @@ class LanguageModelAgent:
         self.version = policy.version
         self.temperature = temperature
         self.greedy = greedy
-        self.reader: Reader = Plain(policy) if policy.method == "sequences" else Cached(policy, slots)
+        self.reader = policy.reader(slots)
         self.transcripts: dict[int, Transcript] = {}
         policy.model.eval()
 
@@ -121,17 +121,25 @@ class LanguageModelAgent:
                 logprobs = self.reader.read([self._question(one.decision.slot) for one in speaking])
         return answers
 
-    def _probabilities(self, likelihoods: list[np.ndarray], plans: list[Plan]) -> tuple[np.ndarray, np.ndarray]:
-        """pi and log pi over the admissible actions of each decision, [D, A], 0 and -inf where there is none."""
-        widest = max(len(actions) for _, actions in plans)
-        scores = np.full((len(plans), widest), -np.inf)
-        for row, (likelihood_a, (_, actions)) in enumerate(zip(likelihoods, plans, strict=True)):
-            scores[row, : len(actions)] = likelihood_a
-            if self.policy.length_normalised:
-                scores[row, : len(actions)] /= [len(action) for action in actions]
-        scores /= self.temperature
-        scores -= scores.max(1, keepdims=True)
-        log_pi = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+    def _probabilities(self, logits: list[np.ndarray], plans: list[Plan]) -> tuple[np.ndarray, np.ndarray]:
+        """pi and log pi over the admissible actions of each decision, [D, A], 0 and -inf where there is none.
+
+        From the logits of the actions' tokens, as `LanguageModelPolicy.logprobs` has it.
+        """
+        trees = [grow(actions) for _, actions in plans]
+        entries, actions = np.array([len(one) for one in logits]), np.array([tree.actions for tree in trees])
+        of_plan = np.repeat(np.arange(len(plans)), entries)
+        rivals = np.concatenate([tree.entry_rivals for tree in trees]) + (entries.cumsum() - entries)[of_plan]
+        twins = np.concatenate([tree.entry_twins for tree in trees])
+        place = of_plan * actions.max() + np.concatenate([tree.entry_action for tree in trees])
+        scores = np.concatenate(logits).astype(np.float64) / self.temperature
+        highest = np.full(len(scores), -np.inf)
+        np.maximum.at(highest, rivals, scores)
+        above = scores - highest[rivals]
+        mass = np.bincount(rivals, np.exp(above) / twins)
+        own = above - np.log(mass[rivals])
+        log_pi = np.bincount(place, own, len(plans) * actions.max()).reshape(len(plans), -1)
+        log_pi[np.arange(actions.max()) >= actions[:, None]] = -np.inf
         return np.exp(log_pi), log_pi
 
     def _choose(

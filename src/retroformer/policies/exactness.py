@@ -12,7 +12,8 @@ import torch
 
 from retroformer.errors import PolicyError
 from retroformer.policies.language_model import LanguageModelPolicy, Method
-from retroformer.policies.tree import Window
+from retroformer.policies.reading import Question
+from retroformer.policies.tree import Tokens, Window
 
 TOLERANCE = 1e-3
 """Nats. Above what rounding explains in fp32, below what a wrong mask gives."""
@@ -46,8 +47,8 @@ def settle(policy: LanguageModelPolicy, source: str) -> str | None:
     else:
         raise PolicyError(
             f"{source}: scores of whole trajectories differ from those of plain forwards by "
-            f"{differences['sequences']:.2g} nats, more than {TOLERANCE:g}; the model is not causal or not "
-            "deterministic, so it cannot be used"
+            f"{differences['sequences']:.2g} nats, more than {TOLERANCE:g}; its logits are more than its output layer "
+            "makes of its last states, so it cannot be used"
         )
     if policy.method != "sequences":
         return None
@@ -68,8 +69,11 @@ def reach(config: Any) -> int:
 
 @torch.no_grad()
 def tree_error(policy: LanguageModelPolicy, longest: int = 3) -> float:
-    """Largest difference, in nats, between the scores of two random trees, the longer one's first prefix of `longest`
-    tokens, and those of plain forwards; infinite where they are no numbers."""
+    """Largest difference, in nats, between scores of two random trees and those of plain forwards, in training and in
+    acting; infinite where they are no numbers.
+
+    The first prefix of the longer tree has `longest` tokens.
+    """
     vocabulary = len(policy.model.get_input_embeddings().weight)
     generator = torch.Generator().manual_seed(0)
     windows = []
@@ -80,14 +84,22 @@ def tree_error(policy: LanguageModelPolicy, longest: int = 3) -> float:
         tokens = [*prefix, *actions[0], *prefix, *actions[1]]
         roots = [length - 1, 2 * length + 2]
         windows.append(Window(len(windows), 0, tokens, roots, [actions, actions], [0, 1]))
-    scores_bta = policy.score(policy.collate(windows)).cpu()
-    worst = 0.0
-    for window, scores_ta in zip(windows, scores_bta, strict=True):
-        for root, actions, scores_a in zip(window.roots, window.actions, scores_ta, strict=True):
-            plain = []
-            for action in actions:
-                sequence = torch.tensor([[*window.tokens[: root + 1], *action]], device=policy.model.device)
-                logprobs = policy.model(input_ids=sequence).logits[0, root:-1].float().log_softmax(-1)
-                plain.append(logprobs[range(len(action)), action].sum().cpu())
-            worst = max(worst, float((torch.stack(plain).log_softmax(0) - scores_a).abs().max().nan_to_num(torch.inf)))
+    trained = policy.score(policy.collate(windows)).cpu()
+    reader, worst = policy.reader(len(windows)), 0.0
+    for step in range(2):
+        asked = [
+            Question(slot, one.tokens[: one.roots[step] + 1], one.actions[step]) for slot, one in enumerate(windows)
+        ]
+        for question, acted in zip(asked, reader.read(asked), strict=True):
+            plain = torch.stack([_likelihood(policy, question.tokens, action) for action in question.actions])
+            for scores in (trained[question.slot, step], torch.from_numpy(acted).log_softmax(0)):
+                difference = (plain.log_softmax(0) - scores).abs().max()
+                worst = max(worst, float(difference.nan_to_num(torch.inf)))
     return worst
+
+
+def _likelihood(policy: LanguageModelPolicy, prefix: list[int], action: Tokens) -> torch.Tensor:
+    """log p(action | prefix) by a forward of its own."""
+    sequence = torch.tensor([[*prefix, *action]], device=policy.model.device)
+    logprobs = policy.model(input_ids=sequence).logits[0, len(prefix) - 1 : -1].float().log_softmax(-1)
+    return logprobs[range(len(action)), action].sum().cpu()

@@ -18,6 +18,7 @@ from retroformer.policies.acting import LanguageModelAgent
 from retroformer.policies.attention import PREFIX_TREE, additive, dense
 from retroformer.policies.batch import TreeBatch, action_logprobs, collate, collate_sequences, temperatures
 from retroformer.policies.layout import Layout
+from retroformer.policies.reading import Cached, Plain, Reader
 from retroformer.policies.text import TextActions
 from retroformer.policies.tree import Window, windows
 from retroformer.types import Trajectory
@@ -141,6 +142,10 @@ class LanguageModelPolicy:
     def score(self, batch: TreeBatch, temperature: float | torch.Tensor = 1.0) -> torch.Tensor:
         """log pi(a | h) of every admissible action of every step, [B, T, A] in nats."""
         return self.logprobs(self.hidden(batch), batch, temperature)
+
+    def reader(self, slots: int) -> Reader:
+        """What reads the histories of `slots` environments while acting, as exactly as `score` does afterwards."""
+        return Plain(self) if self.method == "sequences" else Cached(self, slots)
 
     def agent(self, slots: int, *, temperature: float = 1.0, greedy: bool = False) -> LanguageModelAgent:
         """The policy at work in `slots` environments at once."""

@@ -150,8 +150,6 @@ class Transcript:
     tokens: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     """Where each step of this window begins."""
-    fed: int = 0
-    """How many tokens of the window an acting policy has already encoded."""
     opening: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -187,4 +185,3 @@ class Transcript:
         shift = len(self.opening) - kept
         self.starts = [start + shift for start in self.starts if start >= kept]
         self.tokens = [*self.opening, *tail]
-        self.fed = 0

@@ -1,0 +1,112 @@
+"""Which way of scoring each kind of model is given, and that it is exact."""
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig
+
+from retroformer.errors import PolicyError
+from retroformer.policies.checkpoints import load
+from retroformer.policies.exactness import reach, settle, tree_error
+from retroformer.policies.language_model import LanguageModelPolicy
+from retroformer.policies.layout import Layout
+from tiny import FAMILIES, PLAIN, plain_scores, tiny_policy, tiny_tokenizer, told
+
+STEPS = told([("w5 w6", ("w0 w1", "w0 w2", "w3"), 1), ("w7", ("w0 w1 w2", "w2"), 0), ("w8", ("w1",), 0)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_that_heed_masks_are_scored_as_trees(family):
+    policy = tiny_policy(family)
+    assert settle(policy, "m") is None
+    assert policy.method == ("mask" if family == "llama-eager" else "tree")
+    assert tree_error(policy) < 1e-4
+
+
+@pytest.mark.parametrize("family", PLAIN)
+def test_other_models_are_scored_one_sequence_an_action_and_that_is_told(family):
+    policy = tiny_policy(family)
+    note = settle(policy, "m")
+    assert note is not None
+    assert "m: the model does not heed a mask over branches" in note
+    assert policy.method == "sequences"
+    assert policy.model.config._attn_implementation == policy.own_attention
+    scores = policy.score(policy.collate(policy.windows(STEPS)))[0]
+    for row, expected in zip(scores, plain_scores(policy, STEPS), strict=True):
+        torch.testing.assert_close(row[: len(expected)], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", PLAIN)
+def test_loading_tells_it_on_stderr(family, tmp_path, capfd):
+    policy = tiny_policy(family)
+    policy.model.save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.method == "sequences"
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("retroformer: ")]
+    assert line.endswith("exact, and many times slower")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (MistralConfig(sliding_window=4096), 4096),
+        (MistralConfig(sliding_window=None), 1 << 30),
+        (LlamaConfig(), 1 << 30),
+        (
+            LlamaConfig(
+                rope_parameters={
+                    "rope_type": "dynamic",
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 2048,
+                    "rope_theta": 1e4,
+                }
+            ),
+            2048,
+        ),
+    ],
+)
+def test_a_long_window_of_attention_is_the_context(config, expected):
+    assert reach(config) == expected
+
+
+def test_within_its_window_a_sliding_model_is_a_tree():
+    policy = tiny_policy("mistral", context=4096)
+    policy.model.config.sliding_window = 600
+    assert settle(policy, "m") is None
+    assert (policy.method, policy.limit) == ("tree", 600)
+
+
+def test_logits_that_the_model_caps_are_capped():
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=14,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=4,
+        max_position_embeddings=64,
+        final_logit_softcapping=0.5,
+        sliding_window=1024,
+    )
+    policy = LanguageModelPolicy(Gemma2ForCausalLM(config).eval(), tiny_tokenizer(), Layout())
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, 0.5)
+    assert settle(policy, "m") is None
+
+
+def test_a_model_whose_logits_are_not_its_output_layers_is_refused(monkeypatch):
+    policy = tiny_policy("llama")
+    whole = LlamaForCausalLM.forward
+
+    def doubled(self, *args, **kwargs):
+        output = whole(self, *args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", doubled)
+    with pytest.raises(PolicyError, match=r"m: scores .* differ .* by .* nats, more than 0\.001; its logits are more"):
+        settle(policy, "m")
