@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import pairwise
@@ -43,6 +44,8 @@ class LanguageModelPolicy:
         self.layout = layout
         self.length_normalised = length_normalised
         self.version = version
+        self.adapter: Any = None
+        """What `policies.adapters.adapt` adds to the model; None without."""
         self.encode = lru_cache(maxsize=1 << 15)(self._encode)
         added = tokenizer.added_tokens_decoder.values()
         told = layout.task + layout.observation + layout.action
@@ -151,8 +154,18 @@ class LanguageModelPolicy:
         """The policy at work in `slots` environments at once."""
         return LanguageModelAgent(self, slots, temperature, greedy)
 
+    def reference(self) -> AbstractContextManager[Any]:
+        """While the block lasts, the policy is the one that training began with: its adapter is off."""
+        return self.adapter.disable_adapter()
+
     def save(self, directory: Path) -> None:
-        """Write an ordinary Hugging Face checkpoint (config, tokenizer, safetensors) and the layout beside it."""
+        """Write an ordinary Hugging Face checkpoint (config, tokenizer, safetensors) and the layout beside it.
+
+        An adapter is first added to the weights, for good: so the folder is all of the policy, its hash covers all of
+        it, and whatever opens checkpoints opens it. It is as large as the model.
+        """
+        if self.adapter is not None:
+            self.model, self.adapter = self.adapter.merge_and_unload(), None
         self.model.save_pretrained(directory, safe_serialization=True)
         for trace in ("is_local", "local_files_only"):  # of how it was loaded, which is no part of the policy
             self.tokenizer.init_kwargs.pop(trace, None)
