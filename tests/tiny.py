@@ -88,13 +88,15 @@ def plain_scores(policy: LanguageModelPolicy, trajectory: Trajectory, temperatur
     scores = []
     for step in trajectory.steps:
         sequence += policy.encode(*layout.piece("observation", step.observation))
-        likelihoods = []
-        for action in step.admissible_actions or ():
-            tokens = policy.encode(*layout.piece("action", action))
-            logits = policy.model(input_ids=torch.tensor([[*sequence, *tokens]])).logits[0]
-            logprobs = logits[len(sequence) - 1 : -1].log_softmax(-1)
-            likelihood = logprobs[range(len(tokens)), list(tokens)].sum()
-            likelihoods.append(likelihood / len(tokens) if policy.length_normalised else likelihood)
-        scores.append((torch.stack(likelihoods) / temperature).log_softmax(0))
+        actions = [policy.encode(*layout.piece("action", action)) for action in step.admissible_actions or ()]
+        own = []
+        for tokens in actions:
+            logits = policy.model(input_ids=torch.tensor([[*sequence, *tokens]])).logits[0, len(sequence) - 1 : -1]
+            score = logits.new_zeros(())
+            for depth, token in enumerate(tokens):
+                rivals = sorted({other[depth] for other in actions if other[:depth] == tokens[:depth]})
+                score = score + (logits[depth, rivals] / temperature).log_softmax(0)[rivals.index(token)]
+            own.append(score)
+        scores.append(torch.stack(own))
         sequence += policy.encode(*layout.piece("action", step.action))
     return scores

@@ -175,11 +175,6 @@ def test_a_model_that_gives_no_number_is_told():
     assert "no finite probabilities for 'w5'" in str(refused)
 
 
-def test_length_normalisation_is_the_same_in_acting_and_training():
-    policy = tiny_policy("llama", length_normalised=True)
-    assert_tree_agrees(policy, play(policy, 3, SCRIPT))
-
-
 def test_steps_are_recorded_as_they_are_replayed():
     policy = tiny_policy("llama")
     (episode,) = play(policy, 1, [((0,), (0,)), ((0,), ())])

@@ -98,9 +98,8 @@ def test_the_gradient_of_log_pi_matches_finite_differences():
         torch.testing.assert_close((gradient * direction).sum(), (above - below) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("options", [{}, {"length_normalised": True}])
-def test_probabilities_sum_to_one_at_any_temperature(options):
-    policy = tiny_policy("llama", **options)
+def test_probabilities_sum_to_one_at_any_temperature():
+    policy = tiny_policy("llama")
     with torch.no_grad():
         for temperature in (0.5, 2.0):
             scores = tree_scores(policy, BRANCHED, temperature=temperature)
@@ -145,7 +144,9 @@ def test_actions_that_begin_alike_share_their_nodes():
     assert list(zip(branches.entry_action, branches.entry_node, branches.entry_token, strict=True)) == [
         (0, -1, 1), (0, 0, 2), (0, 1, 3), (1, -1, 1), (1, 0, 2), (1, 1, 4), (2, -1, 1), (2, 0, 5), (3, -1, 6),
     ]  # fmt: skip
-    assert branches.lengths.tolist() == [3, 3, 2, 1]
+    # After the prefixes (), (1) and (1, 2); three actions begin with 1, two of them go on with 2.
+    assert branches.entry_rivals.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 0]
+    assert branches.entry_twins.tolist() == [3, 2, 1, 3, 2, 1, 3, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -190,9 +191,9 @@ def test_a_long_history_is_cut_at_a_step_and_scored_as_its_windows_say():
         for window, own in zip(laid, scores, strict=True):
             for root, row in zip(window.roots, own, strict=False):
                 prefix = window.tokens[: root + 1]
-                logits = policy.model(input_ids=torch.tensor([[*prefix, 3, 4]])).logits[0].log_softmax(-1)
-                one, two = logits[root, 2], logits[root, 3] + logits[root + 1, 4]
-                torch.testing.assert_close(row, torch.stack([one, two]).log_softmax(0), atol=1e-4, rtol=0)
+                logits = policy.model(input_ids=torch.tensor([prefix])).logits[0, root]
+                one, two = logits[[2, 3]].log_softmax(0)  # w2 has no rival after w1
+                torch.testing.assert_close(row, torch.stack([one, two]), atol=1e-4, rtol=0)
 
 
 def test_an_observation_longer_than_the_context_is_refused():

@@ -11,7 +11,7 @@ import torch
 from retroformer.errors import PolicyError
 from retroformer.policies.agent import Choice, Decision
 from retroformer.policies.layout import Transcript
-from retroformer.policies.reading import Question
+from retroformer.policies.reading import Question, probabilities
 from retroformer.policies.text import Utterance, room, sample
 from retroformer.policies.tree import Tokens, grow, tell_apart
 
@@ -59,7 +59,7 @@ class LanguageModelAgent:
         if questions:
             found = self.reader.read(questions)
             if plans:
-                pi, log_pi = self._probabilities(found[: len(plans)], plans)
+                pi, log_pi = probabilities(found[: len(plans)], [grow(one) for _, one in plans], self.temperature)
                 for row, (decision, actions) in enumerate(plans):
                     answers[decision.slot] = self._choose(decision, actions, pi[row], log_pi[row])
             answers |= self._speak(speaking, found[len(plans) :])
@@ -120,27 +120,6 @@ class LanguageModelAgent:
             if speaking:
                 logprobs = self.reader.read([self._question(one.decision.slot) for one in speaking])
         return answers
-
-    def _probabilities(self, logits: list[np.ndarray], plans: list[Plan]) -> tuple[np.ndarray, np.ndarray]:
-        """pi and log pi over the admissible actions of each decision, [D, A], 0 and -inf where there is none.
-
-        From the logits of the actions' tokens, as `LanguageModelPolicy.logprobs` has it.
-        """
-        trees = [grow(actions) for _, actions in plans]
-        entries, actions = np.array([len(one) for one in logits]), np.array([tree.actions for tree in trees])
-        of_plan = np.repeat(np.arange(len(plans)), entries)
-        rivals = np.concatenate([tree.entry_rivals for tree in trees]) + (entries.cumsum() - entries)[of_plan]
-        twins = np.concatenate([tree.entry_twins for tree in trees])
-        place = of_plan * actions.max() + np.concatenate([tree.entry_action for tree in trees])
-        scores = np.concatenate(logits).astype(np.float64) / self.temperature
-        highest = np.full(len(scores), -np.inf)
-        np.maximum.at(highest, rivals, scores)
-        above = scores - highest[rivals]
-        mass = np.bincount(rivals, np.exp(above) / twins)
-        own = above - np.log(mass[rivals])
-        log_pi = np.bincount(place, own, len(plans) * actions.max()).reshape(len(plans), -1)
-        log_pi[np.arange(actions.max()) >= actions[:, None]] = -np.inf
-        return np.exp(log_pi), log_pi
 
     def _choose(
         self, decision: Decision, actions: tuple[Tokens, ...], pi_a: np.ndarray, log_pi_a: np.ndarray

@@ -31,13 +31,17 @@ class TreeBatch:
     entry_token: torch.Tensor
     entry_action: torch.Tensor
     """Entries: place in `score_n`, token predicted there, flat place in [B * T * A] that it counts for."""
+    entry_rivals: torch.Tensor
+    """Which entries compete, below E: those of a step that follow the same prefix have the same number."""
+    entry_twins: torch.Tensor
+    """How many of its rivals are the same token, itself included."""
     action_mask_bta: torch.Tensor
-    lengths_bta: torch.Tensor
-    """Tokens of each action, for length normalisation."""
     chosen_bt: torch.Tensor
     mask_bt: torch.Tensor
     generated_bt: torch.Tensor | None = None
     """True where the action was generated; None where none was."""
+    generated_entries: torch.Tensor | None = None
+    """The entries of generated actions, for which the whole vocabulary competes."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -73,6 +77,8 @@ class Steps:
     entry_action: np.ndarray
     entry_node: np.ndarray
     entry_token: np.ndarray
+    entry_rivals: np.ndarray
+    entry_twins: np.ndarray
 
     @classmethod
     def of(cls, batch: Sequence[Window], trees: list[Branches]) -> Steps:
@@ -80,7 +86,7 @@ class Steps:
         counts = [len(window.roots) for window in batch]
         nodes = np.array([len(tree.node_token) for tree in trees])
         entries = np.array([len(tree.entry_token) for tree in trees])
-        start = nodes.cumsum() - nodes
+        start, first = nodes.cumsum() - nodes, entries.cumsum() - entries
         step_of_node, step_of_entry = (np.repeat(np.arange(len(trees)), count) for count in (nodes, entries))
 
         def joined(name: str) -> np.ndarray:
@@ -101,6 +107,8 @@ class Steps:
             entry_action=joined("entry_action"),
             entry_node=np.where(node < 0, -1, node + start[step_of_entry]),
             entry_token=joined("entry_token"),
+            entry_rivals=joined("entry_rivals") + first[step_of_entry],
+            entry_twins=joined("entry_twins"),
         )
 
 
@@ -179,7 +187,7 @@ def collate_sequences(batch: Sequence[Window], pad: int) -> TreeBatch:
     For models that can be trusted with plain forwards alone. Exact, and as slow as it sounds.
     """
     steps = Steps.of(batch, [alone(actions) for window in batch for actions in window.actions])
-    counts = np.array([len(tree.lengths) for tree in steps.trees])
+    counts = np.array([tree.actions for tree in steps.trees])
     first = counts.cumsum() - counts
     inner = steps.entry_node >= 0
     action = np.empty_like(steps.node_token)
@@ -208,15 +216,13 @@ def _batch(
     chunks: tuple[Chunk, ...],
 ) -> TreeBatch:
     """The batch from where its prefixes and nodes lie in `tokens`."""
-    counts = np.array([len(tree.lengths) for tree in steps.trees])
+    counts = np.array([tree.actions for tree in steps.trees])
     b, t, a = len(batch), int(steps.column.max()) + 1, int(counts.max())
     step = steps.row * t + steps.column
     roots, chosen = np.zeros(b * t, dtype=np.int64), np.zeros(b * t, dtype=np.int64)
     roots[step], chosen[step] = root_place, steps.chosen
     mask = np.zeros((b * t, a), dtype=bool)
     mask[step] = np.arange(a) < counts[:, None]
-    lengths = np.ones((b * t, a), dtype=np.float32)
-    lengths[mask] = np.concatenate([tree.lengths for tree in steps.trees])
     generated = np.zeros((b, t), dtype=bool)
     for i, window in enumerate(batch):
         generated[i, list(window.generated)] = True
@@ -230,49 +236,38 @@ def _batch(
         entry_place=tensor(np.where(steps.entry_node < 0, of_entry, b * t + steps.entry_node)),
         entry_token=tensor(steps.entry_token),
         entry_action=tensor(of_entry * a + steps.entry_action),
+        entry_rivals=tensor(steps.entry_rivals),
+        entry_twins=tensor(steps.entry_twins),
         action_mask_bta=tensor(mask).view(b, t, a),
-        lengths_bta=tensor(lengths).view(b, t, a),
         chosen_bt=tensor(chosen).view(b, t),
         mask_bt=tensor(mask.any(1)).view(b, t),
         generated_bt=tensor(generated) if generated.any() else None,
+        generated_entries=tensor(np.flatnonzero(generated.flat[of_entry])) if generated.any() else None,
     )
 
 
-def action_logprobs(
-    token_logprobs: torch.Tensor,
-    batch: TreeBatch,
-    temperature: float | torch.Tensor = 1.0,
-    length_normalised: bool = False,
-) -> torch.Tensor:
-    """log pi(a | h) of every admissible action, [B, T, A] in nats; -inf where there is no action.
-
-    pi is the softmax over the admissible actions of their log-likelihoods divided by `temperature` (a number, or
-    [B, 1, 1]), each the sum of its tokens' log-probabilities (their mean with `length_normalised`).
-    A generated action stands alone: its log pi is the sum over its tokens, terminator included, of their
-    log-probabilities in the softmax over the vocabulary of logits / `temperature`, as they were sampled; there are no
-    alternatives to normalise over, and its length always counts.
-    """
+def temperatures(batch: TreeBatch, temperature: float | torch.Tensor) -> torch.Tensor | float:
+    """`temperature` (a number, or [B, 1, 1]) for each entry."""
+    if not isinstance(temperature, torch.Tensor):
+        return temperature
     b, t, a = batch.shape
-    likelihood = token_logprobs.new_zeros(b * t * a).index_add(0, batch.entry_action, token_logprobs).view(b, t, a)
-    scores = likelihood / batch.lengths_bta if length_normalised else likelihood
-    scores = (scores / temperature).masked_fill(~batch.action_mask_bta, float("-inf"))
-    # A step that is only padding has no action: give it a harmless row, so that no gradient turns into NaN.
-    scores = scores.masked_fill(~batch.mask_bt[..., None], 0.0)
-    log_pi = scores.log_softmax(-1)
-    if batch.generated_bt is not None:
-        log_pi = torch.where(batch.generated_bt[..., None], likelihood, log_pi)
+    return temperature.expand(b, 1, 1).flatten()[batch.entry_action // (t * a)]
+
+
+def rival_logprobs(logits: torch.Tensor, batch: TreeBatch) -> torch.Tensor:
+    """log p of each entry's token among its rivals, from their logits; both [E], in nats.
+
+    Rivals are the different tokens that, after the same prefix, go on with an admissible action.
+    """
+    rivals = batch.entry_rivals
+    highest = torch.full_like(logits, float("-inf")).scatter_reduce(0, rivals, logits.detach(), "amax")
+    above = logits - highest[rivals]
+    mass = torch.zeros_like(logits).index_add(0, rivals, above.exp() / batch.entry_twins.to(logits.dtype))
+    return above - mass[rivals].log()
+
+
+def action_logprobs(token_logprobs: torch.Tensor, batch: TreeBatch) -> torch.Tensor:
+    """log pi(a | h) of each admissible action, [B, T, A] in nats: the sum over its tokens; -inf where there is none."""
+    b, t, a = batch.shape
+    log_pi = token_logprobs.new_zeros(b * t * a).index_add(0, batch.entry_action, token_logprobs).view(b, t, a)
     return log_pi.masked_fill(~batch.action_mask_bta, float("-inf"))
-
-
-def temperatures(batch: TreeBatch, temperature: float | torch.Tensor, hidden_nd: torch.Tensor) -> torch.Tensor:
-    """What divides the logits of each place, [N]: `temperature` where a token was sampled, 1 where actions compete.
-
-    Each place belongs to one step, since an observation, which has tokens, lies between two.
-    """
-    assert batch.generated_bt is not None
-    b, t, a = batch.shape
-    dtype = torch.promote_types(hidden_nd.dtype, torch.float32)
-    ones = hidden_nd.new_ones(len(hidden_nd), dtype=dtype)
-    of_step = torch.as_tensor(temperature, dtype=dtype, device=ones.device).expand(b, 1, 1)[..., 0].expand(b, t)
-    of_step = torch.where(batch.generated_bt, of_step, 1.0).flatten()
-    return ones.index_put((batch.entry_place,), of_step[batch.entry_action // a])

@@ -111,14 +111,12 @@ def load(source: str | Path, *, layout: Layout | None = None, condition_on_retur
     """
     directory = Path(source)
     own = directory / SETTINGS
-    options: dict[str, Any] = {}
     if own.is_file():
         settings = read_json(own)
         try:
             layout = Layout(**settings["layout"])
-            options["length_normalised"] = settings["length_normalised"]
         except (KeyError, TypeError) as error:
-            raise PolicyError(f"{own} does not hold a layout and length_normalised: {error}") from None
+            raise PolicyError(f"{own} does not hold a layout: {error}") from None
         check_layout(own, layout)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -152,7 +150,7 @@ def load(source: str | Path, *, layout: Layout | None = None, condition_on_retur
     if layout is None:
         told = {"condition_on_return": condition_on_return}
         layout = Layout.chat(tokenizer, **told) or Layout.sentences(end=tokenizer.eos_token or "\n", **told)
-    policy = LanguageModelPolicy(model, tokenizer, layout, version=version, **options)
+    policy = LanguageModelPolicy(model, tokenizer, layout, version=version)
     if note := settle(policy, str(source)):
         print(f"retroformer: {note}", file=sys.stderr, flush=True)
     return policy

@@ -12,8 +12,8 @@ import torch
 
 from retroformer.errors import PolicyError
 from retroformer.policies.language_model import LanguageModelPolicy, Method
-from retroformer.policies.reading import Question
-from retroformer.policies.tree import Tokens, Window
+from retroformer.policies.reading import Question, probabilities
+from retroformer.policies.tree import Tokens, Window, grow
 
 TOLERANCE = 1e-3
 """Nats. Above what rounding explains in fp32, below what a wrong mask gives."""
@@ -90,16 +90,24 @@ def tree_error(policy: LanguageModelPolicy, longest: int = 3) -> float:
         asked = [
             Question(slot, one.tokens[: one.roots[step] + 1], one.actions[step]) for slot, one in enumerate(windows)
         ]
-        for question, acted in zip(asked, reader.read(asked), strict=True):
-            plain = torch.stack([_likelihood(policy, question.tokens, action) for action in question.actions])
-            for scores in (trained[question.slot, step], torch.from_numpy(acted).log_softmax(0)):
-                difference = (plain.log_softmax(0) - scores).abs().max()
-                worst = max(worst, float(difference.nan_to_num(torch.inf)))
+        for question, logits in zip(asked, reader.read(asked), strict=True):
+            plain = plain_scores(policy, question.tokens, question.actions)
+            _, acted = probabilities([logits], [grow(question.actions)], 1.0)
+            for scores in (trained[question.slot, step], torch.from_numpy(acted[0])):
+                worst = max(worst, float((plain - scores).abs().max().nan_to_num(torch.inf)))
     return worst
 
 
-def _likelihood(policy: LanguageModelPolicy, prefix: list[int], action: Tokens) -> torch.Tensor:
-    """log p(action | prefix) by a forward of its own."""
-    sequence = torch.tensor([[*prefix, *action]], device=policy.model.device)
-    logprobs = policy.model(input_ids=sequence).logits[0, len(prefix) - 1 : -1].float().log_softmax(-1)
-    return logprobs[range(len(action)), action].sum().cpu()
+def plain_scores(policy: LanguageModelPolicy, prefix: list[int], actions: tuple[Tokens, ...]) -> torch.Tensor:
+    """log pi of each action after a prefix, [A] in nats, by the definition and a forward for every action."""
+    scores = []
+    for action in actions:
+        sequence = torch.tensor([[*prefix, *action]], device=policy.model.device)
+        logits = policy.model(input_ids=sequence).logits[0, len(prefix) - 1 : -1]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        score = logits.new_zeros(())
+        for depth, token in enumerate(action):
+            rivals = sorted({other[depth] for other in actions if other[:depth] == action[:depth]})
+            score = score + logits[depth, rivals].log_softmax(0)[rivals.index(token)]
+        scores.append(score.cpu())
+    return torch.stack(scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import lru_cache
@@ -17,7 +17,14 @@ from torch.utils.checkpoint import checkpoint
 
 from retroformer.policies.acting import LanguageModelAgent
 from retroformer.policies.attention import PREFIX_TREE, additive, dense
-from retroformer.policies.batch import TreeBatch, action_logprobs, collate, collate_sequences, temperatures
+from retroformer.policies.batch import (
+    TreeBatch,
+    action_logprobs,
+    collate,
+    collate_sequences,
+    rival_logprobs,
+    temperatures,
+)
 from retroformer.policies.layout import Layout
 from retroformer.policies.reading import Cached, Plain, Reader
 from retroformer.policies.text import TextActions
@@ -36,13 +43,10 @@ class LanguageModelPolicy:
     `score` gives log pi(a | h) of whole trajectories, differentiable; `agent` acts in environments.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: Any, layout: Layout, *, length_normalised: bool = False, version: str = ""
-    ):
+    def __init__(self, model: Any, tokenizer: Any, layout: Layout, *, version: str = ""):
         self.model = model
         self.tokenizer = tokenizer
         self.layout = layout
-        self.length_normalised = length_normalised
         self.version = version
         self.adapter: Any = None
         """What `policies.adapters.adapt` adds to the model; None without."""
@@ -101,46 +105,58 @@ class LanguageModelPolicy:
 
     def logits(self, hidden_nd: torch.Tensor) -> torch.Tensor:
         """Next-token logits [N, V] of hidden states, in fp32 or better, as the model's own head makes them."""
-        config = self.model.config
         logits = self.model.get_output_embeddings()(hidden_nd)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if getattr(config, "final_logit_softcapping", None):  # Gemma
-            logits = config.final_logit_softcapping * torch.tanh(logits / config.final_logit_softcapping)
-        return logits
+        return self._capped(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
+        cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    def token_logits(self, hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        """Logits [E] of tokens at places of [N, D] hidden states; no other row of the output layer is touched."""
+        head = self.model.get_output_embeddings()
+        if type(head) is not torch.nn.Linear:  # something wrapped around it, which may do anything
+            return self.logits(hidden_nd)[place, token]
+
+        def part(hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+            rows = torch.nn.functional.embedding(token, head.weight)
+            dtype = torch.promote_types(rows.dtype, torch.float32)
+            own = (hidden_nd[place].to(dtype) * rows.to(dtype)).sum(-1)
+            return self._capped(own if head.bias is None else own + head.bias[token])
+
+        return in_parts(part, hidden_nd, place, token, size=LOGITS // hidden_nd.shape[1])
 
     def token_logprobs(
-        self, hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor, divisor_n: torch.Tensor | None = None
+        self, hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor, temperature: torch.Tensor | float = 1.0
     ) -> torch.Tensor:
-        """log p(token) in nats at places of [N, D] hidden states, the logits of each divided by `divisor_n`.
+        """log p(token) in nats, [E], in the softmax over the vocabulary of logits / `temperature` (a number or [E])."""
+        divisor = torch.as_tensor(temperature, device=hidden_nd.device).expand(len(token))
 
-        Where places times vocabulary are many, parts of them are computed one after the other, and again for the
-        gradient, so that memory does not grow with the number of actions.
-        """
+        def part(hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor, divisor: torch.Tensor):
+            logits = self.logits(hidden_nd[place]) / divisor[:, None]
+            return logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
 
-        def part(hidden: torch.Tensor, start: int) -> torch.Tensor:
-            logits = self.logits(hidden)
-            if divisor_n is not None:
-                logits = logits / divisor_n[start : start + len(hidden), None]
-            inside = (place - start).clamp(0, len(hidden) - 1)
-            own = logits.log_softmax(-1)[inside, token]
-            return own if len(hidden) == len(hidden_nd) else torch.where(place - start == inside, own, 0.0)
-
-        size = max(1, LOGITS // self.model.get_output_embeddings().weight.shape[0])
-        if len(hidden_nd) <= size:
-            return part(hidden_nd, 0)
-        parts = [
-            checkpoint(part, hidden_nd[start : start + size], start, use_reentrant=False)
-            for start in range(0, len(hidden_nd), size)
-        ]
-        return torch.stack(parts).sum(0)
+        size = LOGITS // self.model.get_output_embeddings().weight.shape[0]
+        return in_parts(part, hidden_nd, place, token, divisor, size=size)
 
     def logprobs(
         self, hidden_nd: torch.Tensor, batch: TreeBatch, temperature: float | torch.Tensor = 1.0
     ) -> torch.Tensor:
-        """log pi(a | h), [B, T, A] in nats, from the hidden states of `hidden`."""
-        divisor_n = None if batch.generated_bt is None else temperatures(batch, temperature, hidden_nd)
-        own = self.token_logprobs(hidden_nd, batch.entry_place, batch.entry_token, divisor_n)
-        return action_logprobs(own, batch, temperature, self.length_normalised)
+        """log pi(a | h), [B, T, A] in nats, from the hidden states of `hidden`.
+
+        An action's log pi is the sum over its tokens of their log-probability, each in the softmax of logits /
+        `temperature` (a number, or [B, 1, 1]) over the tokens that go on with an admissible action: what constrained
+        decoding samples from, summing to 1 over the admissible actions. A generated action's tokens compete with the
+        whole vocabulary instead, as they did when they were sampled, and have no alternatives to sum over.
+        """
+        divisor = temperatures(batch, temperature)
+        own = rival_logprobs(self.token_logits(hidden_nd, batch.entry_place, batch.entry_token) / divisor, batch)
+        free = batch.generated_entries
+        if free is not None:
+            divisor = divisor if isinstance(divisor, float) else divisor[free]
+            sampled = self.token_logprobs(hidden_nd, batch.entry_place[free], batch.entry_token[free], divisor)
+            own = own.index_copy(0, free, sampled.to(own.dtype))
+        return action_logprobs(own, batch)
 
     def score(self, batch: TreeBatch, temperature: float | torch.Tensor = 1.0) -> torch.Tensor:
         """log pi(a | h) of every admissible action of every step, [B, T, A] in nats."""
@@ -170,8 +186,22 @@ class LanguageModelPolicy:
         for trace in ("is_local", "local_files_only"):  # of how it was loaded, which is no part of the policy
             self.tokenizer.init_kwargs.pop(trace, None)
         self.tokenizer.save_pretrained(directory)
-        settings = {"layout": asdict(self.layout), "length_normalised": self.length_normalised}
+        settings = {"layout": asdict(self.layout)}
         (Path(directory) / SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def in_parts(part: Callable[..., torch.Tensor], hidden_nd: torch.Tensor, *of_entries: torch.Tensor, size: int):
+    """`part` of the hidden states and of `size` entries at a time; where that is not all, again for the gradient.
+
+    So memory does not grow with the number of actions.
+    """
+    count, size = len(of_entries[0]), max(1, size)
+    if count <= size:
+        return part(hidden_nd, *of_entries)
+    slices = [slice(start, start + size) for start in range(0, count, size)]
+    return torch.cat(
+        [checkpoint(part, hidden_nd, *(one[some] for one in of_entries), use_reentrant=False) for some in slices]
+    )
 
 
 def stops_of(model: Any, tokenizer: Any) -> list[int]:

@@ -30,8 +30,8 @@ WASTE = 512
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked about a slot whose history is `tokens`: the likelihood of actions, or where there are none the
-    next token."""
+    """What is asked about a slot whose history is `tokens`: the tokens of actions, or where there are none the next
+    token."""
 
     slot: int
     tokens: list[int]
@@ -42,7 +42,8 @@ class Reader(Protocol):
     """Answers questions about histories, each of which begins with the one asked about before in its slot."""
 
     def read(self, questions: Sequence[Question]) -> list[np.ndarray]:
-        """For each question the log-likelihood of each action [A], or of each next token [V], in nats."""
+        """For each question the logits of the actions' tokens, one action after the other [E], or the log-probabilities
+        of all next tokens [V] in nats."""
         ...
 
     def release(self, slot: int) -> None:
@@ -70,8 +71,7 @@ class Plain:
             return policy.logits(hidden).log_softmax(-1)[0].cpu().numpy()
         window = Window(0, 0, question.tokens, [len(question.tokens) - 1], [question.actions], [0])
         batch = policy.collate([window])
-        own = policy.token_logprobs(policy.hidden(batch), batch.entry_place, batch.entry_token)
-        return np.bincount(batch.entry_action.cpu().numpy(), weights=own.cpu().numpy())
+        return policy.token_logits(policy.hidden(batch), batch.entry_place, batch.entry_token).cpu().numpy()
 
 
 class Cached:
@@ -128,9 +128,8 @@ class Cached:
             node = np.concatenate([tree.entry_node for tree in trees])
             place = np.where(node < 0, of_entry, len(slots) + (nodes.cumsum() - nodes)[of_entry] + node)
             token = np.concatenate([tree.entry_token for tree in trees])
-            own = policy.token_logprobs(hidden, torch.from_numpy(place).to(device), torch.from_numpy(token).to(device))
-            for i, part in enumerate(np.split(own.cpu().numpy(), entries.cumsum()[:-1])):
-                answers[i] = np.bincount(trees[i].entry_action, weights=part)
+            own = policy.token_logits(hidden, torch.from_numpy(place).to(device), torch.from_numpy(token).to(device))
+            answers = np.split(own.cpu().numpy(), entries.cumsum()[:-1])
         open_ended = [i for i, question in enumerate(questions) if not question.actions]
         if open_ended:
             logprobs = policy.logits(hidden[open_ended]).log_softmax(-1).cpu().numpy()
@@ -177,7 +176,7 @@ class Cached:
         return hidden
 
 
-NONE = Branches.of((), ())
+NONE = Branches.of((), (), ())
 
 
 def ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -209,3 +208,26 @@ def alike(widths: Sequence[int]) -> Iterator[list[int]]:
             yield order[start:index]
             start = index
     yield order[start:]
+
+
+def probabilities(
+    logits: Sequence[np.ndarray], trees: Sequence[Branches], temperature: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """pi and log pi over the actions of each of D questions, [D, A], 0 and -inf where there is none.
+
+    From the logits of the actions' tokens at `temperature`, by the definition of `LanguageModelPolicy.logprobs`.
+    """
+    entries, actions = np.array([len(one) for one in logits]), np.array([tree.actions for tree in trees])
+    row = np.repeat(np.arange(len(trees)), entries)
+    rivals = np.concatenate([tree.entry_rivals for tree in trees]) + (entries.cumsum() - entries)[row]
+    twins = np.concatenate([tree.entry_twins for tree in trees])
+    place = row * actions.max() + np.concatenate([tree.entry_action for tree in trees])
+    scores = np.concatenate(logits).astype(np.float64) / temperature
+    highest = np.full(len(scores), -np.inf)
+    np.maximum.at(highest, rivals, scores)
+    above = scores - highest[rivals]
+    mass = np.bincount(rivals, np.exp(above) / twins)
+    own = above - np.log(mass[rivals])
+    log_pi = np.bincount(place, own, len(trees) * actions.max()).reshape(len(trees), -1)
+    log_pi[np.arange(actions.max()) >= actions[:, None]] = -np.inf
+    return np.exp(log_pi), log_pi

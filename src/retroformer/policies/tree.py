@@ -40,15 +40,37 @@ class Branches:
     entry_action: np.ndarray
     entry_node: np.ndarray
     entry_token: np.ndarray
-    lengths: np.ndarray
-    """Tokens of each action."""
+    entry_rivals: np.ndarray
+    """Which entries compete: those after the same prefix have the same number."""
+    entry_twins: np.ndarray
+    """How many of its rivals are the same token, itself included: actions that go on alike."""
 
     @classmethod
-    def of(cls, nodes: Sequence[tuple[int, int, int]], entries: Sequence[tuple[int, int, int]]) -> Branches:
-        """From (token, depth, parent) of each node and (action, node, token) of each entry."""
+    def of(
+        cls,
+        actions: tuple[Tokens, ...],
+        nodes: Sequence[tuple[int, int, int]],
+        entries: Sequence[tuple[int, int, int]],
+    ) -> Branches:
+        """From (token, depth, parent) of each node and (action, node, token) of each entry, in the actions' order."""
         token, depth, parent = np.array(nodes, dtype=np.int64).reshape(-1, 3).T
         action, node, predicted = np.array(entries, dtype=np.int64).reshape(-1, 3).T
-        return cls(token, depth, parent, action, node, predicted, np.bincount(action))
+        if len(actions) == 1:  # long, where it was generated: nothing competes
+            return cls(token, depth, parent, action, node, predicted, np.arange(len(action)), np.ones(len(action)))
+        prefixes: dict[Tokens, int] = {}
+        rivals = [
+            prefixes.setdefault(tokens[:depth], len(prefixes)) for tokens in actions for depth in range(len(tokens))
+        ]
+        key = np.array(rivals, dtype=np.int64) * (int(predicted.max(initial=0)) + 1) + predicted
+        _, same, counts = np.unique(key, return_inverse=True, return_counts=True)
+        return cls(
+            token, depth, parent, action, node, predicted, np.array(rivals, dtype=np.int64), counts[same].astype(float)
+        )
+
+    @property
+    def actions(self) -> int:
+        """How many there are."""
+        return int(self.entry_action[-1]) + 1
 
 
 @lru_cache(maxsize=1 << 12)
@@ -74,7 +96,7 @@ def grow(actions: tuple[Tokens, ...]) -> Branches:
                 nodes.append((token, depth, node))
             node = children[node, token]
         entries.append((index, node, tokens[-1]))
-    return Branches.of(nodes, entries)
+    return Branches.of(actions, nodes, entries)
 
 
 def tell_apart(actions: tuple[Tokens, ...]) -> None:
@@ -112,7 +134,7 @@ def alone(actions: tuple[Tokens, ...]) -> Branches:
             nodes.append((token, depth, node))
             node = len(nodes) - 1
         entries.append((index, node, tokens[-1]))
-    return Branches.of(nodes, entries)
+    return Branches.of(actions, nodes, entries)
 
 
 @dataclass(slots=True)
