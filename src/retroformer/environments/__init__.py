@@ -47,7 +47,7 @@ def start(environment: TextEnvironment, seed: int, mission: Mission = "true") ->
     )
     told = next((task for task in others if task != true), None)
     if told is None:
-        raise EnvironmentFault(f"the mission cannot be swapped: every episode is told {true!r}")
+        raise EnvironmentFault(f"the mission cannot be swapped: every episode is told {true!r:.80}")
     observation, info = environment.reset(seed=seed, options={"mission": "true"})
     return observation.replace(true, told), {**info, "task": told, "mission": "shuffled"}
 

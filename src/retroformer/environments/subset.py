@@ -31,4 +31,4 @@ def subset(actions: Sequence[str], context: str, limit: int, seed: Sequence[int]
     order = np.lexsort((chance.random(len(actions)), -worth))
     retrieved, rest = order[: limit // 2], order[limit // 2 :]
     drawn = chance.choice(rest, limit - limit // 2, replace=False)
-    return tuple(actions[index] for index in sorted((*retrieved, *drawn)))
+    return tuple(actions[int(index)] for index in sorted((*retrieved, *drawn)))
