@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from builders import make_trajectory
 from retroformer.curriculum.catalogue import COLUMNS, read_catalogue, write_catalogue
 from retroformer.errors import ConfigError, DataError, PinMismatch, PolicyError, TrainingStopped
 from retroformer.pins import policy_hash
@@ -58,6 +59,18 @@ def test_the_built_policy_knows_every_word_of_its_tasks(made_challenger):
     assert not generated
     unknown = policy.tokenizer.unk_token_id
     assert not any(unknown in window.tokens for one in played for window in policy.windows(one))
+
+
+def test_environments_that_list_no_words_add_those_of_their_history_to_what_others_list():
+    told = {"description": "pick red_ball", "name": "P6N3"}
+    known, _ = words_of([make_trajectory(**told)])
+    alone, _ = words_of([make_trajectory(environment="nowhere.Zoo", name="x", description="feed it")])
+    both, _ = words_of(
+        [make_trajectory(**told), make_trajectory(environment="toy_text", name="Taxi", description="feed it")]
+    )
+    assert {"pick", "red_ball", "green_door_open@f1l2", "left"} <= set(known)  # compact text, that is
+    assert alone == ["feed", "forward", "it", "left", "o0", "o1", "o2", "right"]
+    assert {*known, *alone, "taxi"} <= set(both)
 
 
 def test_the_same_inputs_give_the_same_bytes_also_over_a_kill(made_challenger, batches, monkeypatch):

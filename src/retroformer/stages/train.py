@@ -6,6 +6,7 @@ import csv
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,6 @@ def train(
         check_replaceable(folder)
     resume = resume_folder("train", [batches, champion], [config, policy, seed], root)
 
-    import torch
     from safetensors.torch import save_file
 
     from retroformer.training.beside import Beside
@@ -102,8 +102,9 @@ def train(
         "stopped": trainer.stopped,
         "baselines": baselines,
         "diagnostics": {name: last[name] for name in ("kl", "ess", "clipped", "entropy", "grad_norm", "agreement")},
-        "threads": torch.get_num_threads(),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        **asdict(trainer.choice),
+        "batch_bytes": trainer.memory.budget,
+        "checkpointing": trainer.checkpointing,
     }
     with replacing(training) as folder:
         write_rows(folder / "curve.csv", trainer.curve)
@@ -138,10 +139,12 @@ def prepare(
     from safetensors.torch import load_file
 
     from retroformer.curriculum.catalogue import read_catalogue
+    from retroformer.policies.adapters import adapt
     from retroformer.policies.checkpoints import build, load
+    from retroformer.policies.devices import choose
     from retroformer.policies.layout import Layout
     from retroformer.training.replay import Replay
-    from retroformer.training.trainer import Trainer, new_value_head, threads_for
+    from retroformer.training.trainer import Trainer, new_value_head
 
     pins = read_pins(champion)
     root, start = champion.parent.parent, start_of(pins)
@@ -167,7 +170,11 @@ def prepare(
             f"train.condition_on_return is {config.condition_on_return}, the policy to train on from was made with "
             f"{model.layout.condition_on_return}; a policy keeps the prompt that it began with"
         )
-    torch.set_num_threads(threads_for(width))
+    choice = choose(width, root)
+    torch.set_num_threads(choice.threads)
+    model.model.to(choice.device)
+    if policy.lora_rank:
+        adapt(model, policy.lora_rank, seed=seed)
     head = new_value_head(width)
     if start is not None and (root / start.policy / VALUE_HEAD).is_file():
         head.load_state_dict(load_file(root / start.policy / VALUE_HEAD))
@@ -183,6 +190,7 @@ def prepare(
         learning_rate=config.learning_rate if start is None else config.later_learning_rate,
         value_head=head,
         continuing=start is not None,
+        choice=choice,
     )
 
 
@@ -239,14 +247,14 @@ def words_of(trajectories: Iterable[Trajectory]) -> tuple[list[str], bool]:
             else:
                 texts.update(step.admissible_actions)
     words |= {word for text in texts for word in text.split()}
+    listed: set[str] = set()
     for text in ("compact", "plain"):
         try:
-            known = lexicon(sorted(names), text, "words" if any(" " in action for action in texts) else "token")
+            known = set(lexicon(sorted(names), text, "words" if any(" " in action for action in texts) else "token"))
         except EnvironmentFault:  # logs of an environment that is not here
             break
-        if words <= set(known):
-            return sorted(known), generated
-    return sorted(words), generated
+        listed = max(listed, known, key=lambda one: len(one & words))
+    return sorted(words | listed), generated
 
 
 def described(start: Pin | None, policy: PolicyConfig) -> str:
