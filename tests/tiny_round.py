@@ -68,7 +68,8 @@ def run_train(root: Path, config: Config) -> dict[str, Any]:
 def run_evaluate(root: Path, config: Config) -> dict[str, Any]:
     data = root / "data"
     sections = (config.evaluate, config.tasks, config.collect, config.decide)
-    paths = {"champion": data / "champion.json", "challenger": data / "challenger", "training": data / "training"}
+    names = ("challenger", "training", "batches", "history")
+    paths = {"champion": data / "champion.json", **{name: data / name for name in names}}
     return evaluate(*sections, config.seed, **paths, out=data / "evaluation")
 
 

@@ -10,17 +10,25 @@ In this order, the first that holds decides:
                                                          whether the challenger follows its mission
 6. the difference is proven not above it                 keep
 7. otherwise                                             not enough evidence
+
+On logs alone (`judge_on_logs`) the same, without 2, whose control cannot be played; and first of all
+not enough evidence where the logs cannot tell.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from retroformer.config import DecideConfig
+from retroformer.errors import DataError
 from retroformer.evaluation.comparison import MIN_PAIRS, Difference, TaskDifference, pairs_needed
 from retroformer.evaluation.intervals import Estimate
 
+BOUNDS = ("mean", "lower", "upper")
+POWER = 0.84
+"""Normal quantile of four in five."""
 MAX_LOST = 0.1
 """Share of the pairs that may be lost. What breaks is seldom a random tenth: beyond it the rest is a selection."""
 
@@ -33,10 +41,12 @@ class Verdict:
     reason: str
     judged_worse: bool
     """Whether training must not go on from this challenger."""
-    difference: float
-    lower: float
-    upper: float
+    difference: float | None
+    """None, like its interval, where logs cannot tell: a figure that is not to be trusted is not given."""
+    lower: float | None
+    upper: float | None
     n: int
+    """Pairs of episodes, or trajectories of the logs."""
     per_task: tuple[TaskDifference, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,4 +134,65 @@ def judge(
         "not_enough_evidence",
         f"The difference is {measured}: not proven above {config.min_improvement:g}; "
         f"were it the true one, about {needed - difference.n} more pairs would show it four times in five.",
+    )
+
+
+def judge_on_logs(report: dict[str, Any], config: DecideConfig) -> Verdict:
+    """The verdict on a challenger that cannot be played, from the off-policy report of `evaluate_on_logs`.
+
+    Promotes only where the lower end of the improvement's interval is above ``decide.min_improvement``. Raises
+    DataError where the report is not one.
+    """
+    try:
+        n, refused, assumptions = int(report["trajectories"]), report["refused"], list(report["assumptions"])
+        per_task = []
+        for one in report.get("per_task", ()):
+            if one["difference"] is not None:
+                mean, lower, upper = (float(one["difference"][key]) for key in BOUNDS)
+                per_task.append(TaskDifference(one["task"], mean, lower, upper, int(one["n"])))
+        figures = None if refused else [float(report["difference"][key]) for key in (*BOUNDS, "standard_error")]
+        known = figures is None or all(map(math.isfinite, figures))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"the off-policy report lacks a part of its answer: {error}") from None
+    if not known:
+        raise DataError(f"the off-policy report has a difference that is not finite: {figures}")
+    if figures is None:
+        reason = f"On logs alone: {refused}."
+        return Verdict("not_enough_evidence", reason, False, None, None, None, n, ())
+    mean, lower, upper, error = figures
+    measured = (
+        f"{mean:+.3f} (interval {lower:+.3f} to {upper:+.3f}), estimated from {n:,} logged trajectories"
+        f"{''.join(f'; assumed: {one}' for one in assumptions)}"
+    )
+
+    def verdict(kind: Literal["promote", "keep", "not_enough_evidence"], reason: str, worse: bool = False) -> Verdict:
+        return Verdict(kind, reason, worse, mean, lower, upper, n, tuple(per_task))
+
+    if upper < 0:
+        return verdict("keep", f"The challenger is worse than the {report['compared_with']} by {measured}.", worse=True)
+    fallen = min(per_task, key=lambda task: task.upper, default=None)
+    if fallen is not None and fallen.upper < -config.max_regression:
+        return verdict(
+            "keep",
+            f"On {fallen.task} the challenger fell by {fallen.mean:+.3f} (interval {fallen.lower:+.3f} to "
+            f"{fallen.upper:+.3f}, {fallen.n} logged trajectories), beyond the allowed {config.max_regression:g}.",
+            worse=True,
+        )
+    if lower > config.min_improvement:
+        better = f"The challenger is better than the {report['compared_with']} by {measured}"
+        return verdict("promote", f"{better}; proven above {config.min_improvement:g}.")
+    if upper <= config.min_improvement:
+        return verdict("keep", f"The difference is {measured}; proven not above {config.min_improvement:g}.")
+    effect = mean - config.min_improvement
+    if effect <= 0:
+        return verdict(
+            "not_enough_evidence",
+            f"The difference is {measured}; not above {config.min_improvement:g}, and not proven to be below.",
+        )
+    # The interval's own reach, plus a normal quantile of one error for a chance of four in five.
+    needed = math.ceil(n * ((mean - lower + POWER * error) / effect) ** 2)
+    return verdict(
+        "not_enough_evidence",
+        f"The difference is {measured}; not proven above {config.min_improvement:g}. Were it the true one, about "
+        f"{needed - n:,} more such trajectories would show it four times in five.",
     )

@@ -20,6 +20,7 @@ from retroformer.evaluation.baselines import baseline_bars, baseline_lines
 from retroformer.evaluation.episodes import read_episodes
 from retroformer.evaluation.figures import Point, Row, Series
 from retroformer.evaluation.intervals import Estimate
+from retroformer.evaluation.off_policy.table import tables as tables_on_logs
 from retroformer.evaluation.success import POLICIES, behaviour_of, cell, labels, success_tables
 from retroformer.storage import read_json, write_text
 
@@ -77,6 +78,7 @@ def write_report(
         "baselines": lines,
         "baseline_bars": baseline_bars(lines),
         "looks": looks(report),
+        "on_logs": tables_on_logs(report["off_policy"]) if report.get("off_policy") else [],
         "training": training_figures(training / "curve.csv", trained),
         "train": facts(trained),
         "curriculum": curriculum_figures(training / "schedule.csv", catalogue),
@@ -225,7 +227,7 @@ def level_bars(tables: Sequence[dict[str, Any]]) -> list[Any]:
 def difference_rows(verdict: dict[str, Any]) -> list[Row]:
     """The difference over all tasks and in each."""
     names = labels(one["task"] for one in verdict["per_task"])
-    lines = [("all tasks", "challenger", verdict)]
+    lines = [("all tasks", "challenger", verdict)] if verdict["difference"] is not None else []
     lines += [(names[one["task"]], "neutral", one) for one in verdict["per_task"]]
     return [Row(name, kind, one["difference"], one["lower"], one["upper"]) for name, kind, one in lines]
 

@@ -10,7 +10,7 @@ from retroformer.config import DecideConfig, EvaluateConfig
 from retroformer.errors import DataError
 from retroformer.evaluation.comparison import paired_difference
 from retroformer.evaluation.episodes import Played, Scores, by_task, read_episodes
-from retroformer.evaluation.gate import judge
+from retroformer.evaluation.gate import Verdict, judge, judge_on_logs
 from retroformer.evaluation.intervals import Estimate, stratified_mean
 from retroformer.evaluation.report import write_report
 from retroformer.storage import read_json, replacing, write_json
@@ -34,6 +34,8 @@ def decide(
     gate range, sampled, told the true mission; no summary is trusted. Its interval holds at each of the planned looks.
     Success under a shuffled mission says whether the challenger follows its task.
 
+    Where evaluate could only ask the logs, the verdict is on its off-policy report.
+
     Writes verdict.json, and report.html, which shows the whole round; the stages before and the closed rounds are read
     for the report alone, and what is missing there is named in it.
 
@@ -49,7 +51,28 @@ def decide(
             f"{evaluation}/evaluation.json looked {looks} times, evaluate.looks plans {evaluate.looks}: "
             "the intervals would not hold; evaluate again"
         )
-    path = evaluation / "episodes.csv"
+    of_logs = report.get("off_policy")
+    judged = (
+        judge_on_logs(of_logs, config) if of_logs else judge_episodes(evaluation / "episodes.csv", config, evaluate)
+    )
+    verdict = {"round": round_number, **judged.to_dict()}
+    with replacing(out) as folder:
+        write_json(folder / "verdict.json", verdict)
+        write_report(
+            folder / "report.html",
+            verdict=verdict,
+            evaluation=evaluation,
+            training=training,
+            batches=batches,
+            validated=validated,
+            rollouts=rollouts,
+            history=history,
+        )
+    return {key: verdict[key] for key in ("verdict", "reason", "difference", "lower", "upper", "n")}
+
+
+def judge_episodes(path: Path, config: DecideConfig, evaluate: EvaluateConfig) -> Verdict:
+    """The verdict on what episodes.csv holds."""
     gate = [one for one in read_episodes(path) if (one.range, one.decoding) == ("gate", "sampled")]
     champion = scores(path, gate, "champion", "true")
     challenger = scores(path, gate, "challenger", "true")
@@ -64,20 +87,7 @@ def decide(
         raise DataError(f"{path}: {min(other_tasks)} was not played with both the true and the shuffled mission")
     difference = paired_difference(by_task(champion), by_task(challenger), evaluate.confidence, evaluate.looks)
     true, told_wrong = (mean_over_tasks(found, evaluate.confidence) for found in (challenger, swapped))
-    verdict = {"round": round_number, **judge(difference, true, told_wrong, config).to_dict()}
-    with replacing(out) as folder:
-        write_json(folder / "verdict.json", verdict)
-        write_report(
-            folder / "report.html",
-            verdict=verdict,
-            evaluation=evaluation,
-            training=training,
-            batches=batches,
-            validated=validated,
-            rollouts=rollouts,
-            history=history,
-        )
-    return {key: verdict[key] for key in ("verdict", "reason", "difference", "lower", "upper", "n")}
+    return judge(difference, true, told_wrong, config)
 
 
 def scores(path: Path, episodes: Iterable[Played], policy: str, mission: str) -> Scores:

@@ -1,4 +1,4 @@
-"""Play champion and challenger on the same held-out seeds."""
+"""Play champion and challenger on the same held-out seeds, or ask the logs where nothing can be played."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from retroformer.errors import DataError
 from retroformer.evaluation.comparison import Difference, decided, paired_difference, planned_looks
 from retroformer.evaluation.episodes import COLUMNS
 from retroformer.evaluation.intervals import stratified_mean
-from retroformer.pins import policy_hash, read_pins, verify
+from retroformer.pins import Pins, policy_hash, read_pins, verify
 from retroformer.progress import Progress, progress
 from retroformer.rollouts.engine import Conditions, Episode, Played
 from retroformer.rollouts.workers import Player, play_all
-from retroformer.storage import check_replaceable, replacing, write_json
-from retroformer.types import Outcome
+from retroformer.storage import check_replaceable, read_trajectories, replacing, write_json
+from retroformer.types import Outcome, Trajectory
 
 SAMPLES = 8
 """Whole trajectories kept for people to read, with the probability of every action."""
@@ -53,6 +53,8 @@ def evaluate(
     champion: Path = Path("data/champion.json"),
     challenger: Path = Path("data/challenger"),
     training: Path = Path("data/training"),
+    batches: Path = Path("data/batches"),
+    history: Path = Path("data/history"),
     out: Path = Path("data/evaluation"),
 ) -> dict[str, Any]:
     """Play champion and challenger on the same held-out seeds until it is decided which is better.
@@ -63,6 +65,10 @@ def evaluate(
     that nothing trains on (transfer). Where train left baselines, they, the champion and the random agent play the
     final seeds too. Actions are sampled unless said.
 
+    Imported logs of other tasks than `tasks.train` cannot be played. Then the challenger is compared with what made
+    them, or with a champion that is a checkpoint, by off-policy evaluation on those of their task instances that
+    neither training nor checkpoint choice saw.
+
     Returns the difference and its interval. Raises EnvironmentFault for an unknown task or where too many episodes
     end in error, DataError where none can be paired.
     """
@@ -71,6 +77,10 @@ def evaluate(
     pin = verify(pins.champion, root)
     challenger_version = policy_hash(str(challenger))[:16]
     check_replaceable(out)
+    if collect.source == "import":
+        logged = read_trajectories(batches / "evaluation") if (batches / "evaluation").is_dir() else []
+        if not {f"{one.task.environment}:{one.task.name}" for one in logged} <= set(tasks.train) or not logged:
+            return on_logs(logged, config, collect, pins, root, challenger, training, history, out)
     for name in (*tasks.train, *tasks.held_out):
         make(name, text=tasks.text, actions=tasks.actions).close()
     players = {
@@ -82,7 +92,7 @@ def evaluate(
     )
     looks = planned_looks(config.first_look, config.looks)
     rows: list[Row] = []
-    history: list[dict[str, Any]] = []
+    looked: list[dict[str, Any]] = []
     greedy = Player(str(challenger), collect.temperature, greedy=True)
     around = [
         Part("challenger", players["challenger"], "gate", "shuffled", tasks.train, 0, config.first_look),
@@ -104,15 +114,16 @@ def evaluate(
     around += beside_baselines(training / "baselines", players["champion"], tasks.train, config.final)
     most = 2 * looks[-1] + sum(part.count for part in around)
     with progress("evaluate", most, "episodes") as shown:
-        rows += play_parts(around, conditions, collect, seed, pins.round, shown)
+        parts = around  # played with the first look, so that workers wait for the last of them once
         for before, n in zip([0, *looks], looks, strict=False):
-            parts = [
+            parts += [
                 Part(name, player, "gate", "true", tasks.train, before, n - before) for name, player in players.items()
             ]
             rows += play_parts(parts, conditions, collect, seed, pins.round, shown)
+            parts = []
             difference = compare(rows, config)
-            history.append({"n": n, **{key: getattr(difference, key) for key in ("mean", "lower", "upper")}})
-            history[-1]["difference"] = history[-1].pop("mean")
+            looked.append({"n": n, **{key: getattr(difference, key) for key in ("mean", "lower", "upper")}})
+            looked[-1]["difference"] = looked[-1].pop("mean")
             if decided(difference, decide.min_improvement, decide.max_regression):
                 break
     report = {
@@ -120,7 +131,7 @@ def evaluate(
         "confidence": config.confidence,
         "champion": pin.version,
         "challenger": challenger_version,
-        "looks": history,
+        "looks": looked,
         "summary": summarise(rows, config.confidence),
         "errors": sum(row["success"] is None for row in rows),
     }
@@ -134,7 +145,65 @@ def evaluate(
         write_json(folder / "evaluation.json", report)
         (folder / "samples").mkdir()
         write_json(folder / "samples" / "trajectories.json", samples)
-    return history[-1]
+    return looked[-1]
+
+
+def on_logs(
+    logged: list[Trajectory],
+    config: EvaluateConfig,
+    collect: CollectConfig,
+    pins: Pins,
+    root: Path,
+    challenger: Path,
+    training: Path,
+    history: Path,
+    out: Path,
+) -> dict[str, Any]:
+    """Write evaluation.json with an off-policy report, and an episodes.csv that has no episode.
+
+    The same logs may be judged in every round, so a round spends a part of 1 - confidence: over all rounds together
+    the chance of an interval that misses is at most that.
+    """
+    from retroformer.evaluation.off_policy.assessment import evaluate_on_logs
+    from retroformer.evaluation.off_policy.improvement import spent
+    from retroformer.policies.checkpoints import load
+
+    # What made the logs needs no estimate: its returns are there.
+    itself = pins.champion.scripted or {one.policy for one in logged} == {pins.champion.version}
+    silent = any(step.logprob is None for one in logged for step in one.steps)
+    imitation = imitation_of_logs(training, history, pins.round) if silent else None
+    with progress("evaluate on logs", len(logged), "trajectories") as shown:
+        found = evaluate_on_logs(
+            logged,
+            load(challenger),
+            temperature=collect.temperature,
+            confidence=spent(config.confidence, pins.round),
+            behaviour=None if imitation is None else load(imitation),
+            champion=None if itself else load(root / pins.champion.policy),
+        )
+        shown.advance(len(logged))
+    report = {
+        "round": pins.round,
+        "confidence": found["confidence"],
+        "champion": pins.champion.version,
+        "challenger": policy_hash(str(challenger))[:16],
+        "looks": [],
+        "summary": [],
+        "errors": sum(found["left_out"].values()),
+        "off_policy": found,
+    }
+    with replacing(out) as folder:
+        (folder / "episodes.csv").write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+        write_json(folder / "evaluation.json", report)
+    difference = found.get("difference") or dict.fromkeys(("mean", "lower", "upper"))
+    return {"n": found["trajectories"], "refused": found["refused"], **difference}
+
+
+def imitation_of_logs(training: Path, history: Path, number: int) -> Path | None:
+    """The newest imitation of everything that was trained on logs up to round `number`; it saw their split train."""
+    closed = [history / f"round-{earlier:04d}" / "training" for earlier in range(number - 1, 0, -1)]
+    found = [folder / "baselines" / "imitation" for folder in (training, *closed)]
+    return next((path for path in found if path.is_dir()), None)
 
 
 def beside_baselines(folder: Path, champion: Player, names: tuple[str, ...], count: int) -> list[Part]:

@@ -8,16 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from retroformer.errors import DataError
 from retroformer.evaluation.off_policy import evidence as gauge
 from retroformer.evaluation.off_policy.action_value import Array, fitted_q
-from retroformer.evaluation.off_policy.estimators import Means, cumulative, on_policy
-from retroformer.evaluation.off_policy.improvement import ANSWER, METHODS, Interval, Ratios, answer, interval
+from retroformer.evaluation.off_policy.evidence import effective_size
+from retroformer.evaluation.off_policy.improvement import (
+    ANSWER,
+    METHODS,
+    Ratios,
+    answer,
+    improvement,
+    interval,
+    reference_of,
+)
 from retroformer.evaluation.off_policy.logs import Logs, Scored, score
 from retroformer.types import Outcome, Trajectory
 
+LEARNABLE = (Outcome.SUCCESS, Outcome.FAILURE)
 MAX_LOST = 0.1
 """Share of the trajectories that errors and limits may have cost: beyond it the rest is a selection."""
 MIN_TASK_ESS = 25.0
@@ -47,69 +54,63 @@ def evaluate_on_logs(
 
     `policy`, `behaviour` and `champion` are language-model policies. `behaviour`, fitted to other logs of the same
     agents, stands in where log-probabilities were not recorded. `champion` None compares with the behaviour itself.
-    Undiscounted returns, trajectories weighted equally. Raises DataError where no trajectory has an outcome,
-    PolicyError where one cannot be laid out.
+    Undiscounted returns, trajectories weighted equally. Where the logs cannot tell, ``refused`` says why. Raises
+    PolicyError where a trajectory cannot be laid out.
     """
     usable = [one for one in trajectories if one.learnable and one.steps]
     outcomes = Counter(one.outcome for one in trajectories)
-    if not usable:
-        raise DataError(f"no trajectory of the {len(trajectories)} to evaluate on ended in success or failure")
-    logs = Logs(usable)
-    silent = np.isnan(logs.behaviour_s)
-    behaviour_s, assumptions = logs.behaviour_s, []
-    refused = lost_too_many(outcomes)
-    if silent.any():
-        share = float(silent.mean())
-        if behaviour is None:
-            refused = refused or (
-                f"{share:.0%} of the decisions were logged without a log-probability: evaluate with a policy that was "
-                "fitted to the logs (train.objective: imitation) as the behaviour"
-            )
-        else:
-            fitted = logs.chosen(score(behaviour, usable, None))
-            behaviour_s = np.where(silent, fitted, behaviour_s)
-            assumptions.append(
-                f"the behaviour's log-probabilities of {share:.0%} of the decisions are estimated by a policy fitted "
-                "to other logs of it, and taken as exact"
-            )
-    if outcomes[Outcome.UNKNOWN]:
-        assumptions.append(
-            f"the {outcomes[Outcome.UNKNOWN]} trajectories of unknown outcome would have ended like the others"
-        )
     report: dict[str, Any] = {
         "trajectories": len(usable),
-        "instances": int(logs.instance_n.max()) + 1,
-        "decisions": int(logs.mask_nt.sum()),
+        "instances": len({one.task.id for one in usable}),
+        "decisions": sum(len(one.steps) for one in usable),
         "left_out": {str(name): n for name, n in sorted(outcomes.items()) if name not in LEARNABLE},
-        "mode": "text" if logs.generated else "choice",
+        "mode": "text" if any(step.admissible_actions is None for one in usable for step in one.steps) else "choice",
         "behaviour": sorted({one.policy for one in usable}),
-        "compared_with": "champion" if champion is not None else "behaviour",
+        "compared_with": "behaviour" if champion is None else "champion",
         "temperature": temperature,
         "confidence": confidence,
-        "assumptions": assumptions,
-        "behaviour_value": on_policy(logs.rewards_nt).value,
+        "assumptions": [],
     }
-    if refused is None:
-        own = view(logs, score(policy, usable, temperature), behaviour_s)
-        other = None if champion is None else view(logs, score(champion, usable, temperature), behaviour_s)
-        report |= assess(logs, own, other, confidence)
-    else:
-        report["refused"] = refused
-    return report
+    silent = sum(step.logprob is None for one in usable for step in one.steps)
+    refused = unusable(outcomes, len(usable))
+    if silent and behaviour is None:
+        refused = refused or (
+            f"{silent / report['decisions']:.0%} of the decisions were logged without a log-probability; a policy that "
+            "was fitted to other logs of the same agents (train.objective: imitation) can stand in for the behaviour"
+        )
+    if refused is not None:
+        return report | {"refused": refused}
+    logs = Logs(usable)
+    behaviour_s = logs.behaviour_s
+    if silent:
+        behaviour_s = np.where(np.isnan(behaviour_s), logs.chosen(score(behaviour, usable, None)), behaviour_s)
+        report["assumptions"].append(
+            f"the behaviour's log-probabilities of {silent / report['decisions']:.0%} of the decisions, estimated by a "
+            "policy fitted to other logs, are exact"
+        )
+    if unknown := outcomes[Outcome.UNKNOWN]:
+        report["assumptions"].append(
+            f"the {unknown:,} trajectories of unknown outcome would have ended like the others"
+        )
+    own = view(logs, score(policy, usable, temperature), behaviour_s)
+    other = None if champion is None else view(logs, score(champion, usable, temperature), behaviour_s)
+    return report | assess(logs, own, other, confidence)
 
 
-LEARNABLE = (Outcome.SUCCESS, Outcome.FAILURE)
-
-
-def lost_too_many(outcomes: Counter[Outcome]) -> str | None:
-    """Why what is left is a selection, None where it is not."""
+def unusable(outcomes: Counter[Outcome], left: int) -> str | None:
+    """Why the trajectories say nothing, whatever the policy; None where they do."""
+    if not left:
+        return (
+            f"none of the {outcomes.total()} trajectories that are kept for evaluation ended in success or failure; "
+            "log more task instances, with their outcomes"
+        )
     lost = outcomes[Outcome.ERROR] + outcomes[Outcome.TRUNCATED]
-    if lost <= MAX_LOST * outcomes.total():
-        return None
-    return (
-        f"{lost} of {outcomes.total()} trajectories were lost to errors and limits, more than {MAX_LOST:.0%}: "
-        "what is left is a selection"
-    )
+    if lost > MAX_LOST * outcomes.total():
+        return (
+            f"{lost} of {outcomes.total()} trajectories were lost to errors and limits, more than {MAX_LOST:.0%}: "
+            "what is left is a selection"
+        )
+    return None
 
 
 def view(logs: Logs, scored: Scored, behaviour_s: Array) -> View:
@@ -123,7 +124,7 @@ def view(logs: Logs, scored: Scored, behaviour_s: Array) -> View:
     ratios_nt = np.exp(logs.padded(log_ratio_s))
     q_s, v_s = fitted_q(logs.decisions(scored), logs.fold_n)
     ratios = Ratios(ratios_nt, logs.rewards_nt, logs.padded(q_s), logs.padded(v_s))
-    return View(ratios, gauge.evidence(ratios_nt, logs.mask_nt))
+    return View(ratios, gauge.evidence(ratios_nt, logs.rewards_nt, logs.mask_nt))
 
 
 def assess(logs: Logs, own: View, other: View | None, confidence: float) -> dict[str, Any]:
@@ -136,24 +137,28 @@ def assess(logs: Logs, own: View, other: View | None, confidence: float) -> dict
     found: dict[str, Any] = {"evidence": own.evidence.to_dict()}
     views = {"": own} if other is None else {"": own, "of the champion, ": other}
     for whose, one in views.items():
-        sizes = {task: (int(mine.sum()), ess_of(one.ratios, mine)) for task, mine in tasks.items()}
+        sizes = {
+            task: (int(mine.sum()), effective_size(one.ratios.ratios_nt[mine], logs.rewards_nt[mine]))
+            for task, mine in tasks.items()
+        }
         reason = gauge.refusal(one.evidence, sizes)
         if reason is not None:
             return found | {"refused": whose + reason}
     if other is not None:
         found["champion_evidence"] = other.evidence.to_dict()
     methods = {name: of for name, of in METHODS.items() if not (logs.generated and name == "direct method")}
-    reference = reference_of(logs, other)
+    reference = reference_of([one.ratios for one in views.values()])
     estimates = {name: of(own.ratios) for name, of in methods.items()}
     estimates[ANSWER] = answer(own.ratios, reference)
     ess = min(one.evidence.ess for one in views.values())
     level = 1 - (1 - confidence) / len(tasks)
     per_task = []
     for task, mine in tasks.items():
-        size = min(ess_of(one.ratios, mine) for one in views.values())
-        known = improvement(logs, own, other, mine, level, size)._asdict() if size >= MIN_TASK_ESS else None
+        here = [one.ratios.of(mine) for one in views.values()]
+        size = min(effective_size(one.ratios_nt, one.rewards_nt) for one in here)
+        instances = np.unique(logs.instance_n[mine], return_inverse=True)[1]
+        known = improvement(here, instances, level, size)._asdict() if size >= MIN_TASK_ESS else None
         per_task.append({"task": task, "n": int(mine.sum()), "ess": size, "difference": known})
-    everyone = np.ones(len(logs.tasks), dtype=bool)
     return found | {
         "refused": None,
         "estimates": [
@@ -161,30 +166,6 @@ def assess(logs: Logs, own: View, other: View | None, confidence: float) -> dict
             for name, estimate in estimates.items()
         ],
         "reference": interval(reference, logs.instance_n, confidence, ess)._asdict(),
-        "difference": improvement(logs, own, other, everyone, confidence, ess)._asdict(),
+        "difference": improvement([one.ratios for one in views.values()], logs.instance_n, confidence, ess)._asdict(),
         "per_task": per_task,
     }
-
-
-def improvement(
-    logs: Logs, own: View, other: View | None, mine: NDArray[np.bool_], confidence: float, ess: float
-) -> Interval:
-    """The policy's value minus that of what it is compared with, on the trajectories of `mine`."""
-    reference = reference_of(logs, other, mine)
-    estimate = answer(own.ratios.of(mine), reference)
-    instances = np.unique(logs.instance_n[mine], return_inverse=True)[1]
-    return interval(estimate.plus(reference, -1), instances, confidence, ess)
-
-
-def reference_of(logs: Logs, other: View | None, mine: NDArray[np.bool_] | None = None) -> Means:
-    """The champion's value by the same estimator, or the behaviour's own."""
-    chosen = slice(None) if mine is None else mine
-    behaviour = on_policy(logs.rewards_nt[chosen])
-    return behaviour if other is None else answer(other.ratios.of(chosen), behaviour)
-
-
-def ess_of(ratios: Ratios, mine: NDArray[np.bool_]) -> float:
-    """Effective sample size of some trajectories' weights."""
-    weights_n = cumulative(ratios.ratios_nt[mine])[:, -1]
-    square = float(weights_n @ weights_n)
-    return float(weights_n.sum()) ** 2 / square if square > 0 else 0.0

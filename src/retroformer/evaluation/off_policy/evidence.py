@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from retroformer.evaluation.off_policy.action_value import Array
 from retroformer.evaluation.off_policy.estimators import cumulative
 
-MIN_ESS = 100.0
+MIN_ESS = 50.0
 """Trajectories' worth of evidence below which no interval is given."""
+MIN_EVENTS = 10
+"""Trajectories whose return is another than the most frequent one: with fewer, no spread can be estimated."""
 MAX_OUTSIDE = 0.01
 """Share of the policy's decisions that may be proven to lie where the behaviour never acts."""
 MAX_DRIFT = 0.1
@@ -33,7 +35,9 @@ class Evidence:
     trajectories: int
     decisions: int
     ess: float
-    """Effective sample size of the trajectories' weights, (sum w)^2 / sum w^2 (Kish 1965)."""
+    """Effective sample size, see `effective_size`."""
+    events: int
+    """Trajectories whose return is another than the most frequent one."""
     overlap: float
     """Mean over logged decisions of sum_a min(pi, mu), 1 minus the total variation; 1 where both act alike."""
     outside: float
@@ -50,7 +54,23 @@ class Evidence:
         return asdict(self)
 
 
-def evidence(ratios_nt: Array, mask_nt: NDArray[np.bool_]) -> Evidence:
+def effective_size(ratios_nt: Array, rewards_nt: Array) -> float:
+    """How many of the policy's own trajectories the logs are worth.
+
+    At each step (sum w_t)^2 / sum w_t^2 (Kish 1965); over steps the harmonic mean, weighted by the part of the
+    policy's estimated return that is paid there: a weight matters as far as to the step where it multiplies a reward,
+    and the errors that it makes add up as 1 / size. Where nothing is paid, that of whole trajectories.
+    """
+    weights_nt = cumulative(ratios_nt)
+    square_t = (weights_nt**2).sum(0)
+    size_t = np.divide(weights_nt.sum(0) ** 2, square_t, out=np.zeros_like(square_t), where=square_t > 0)
+    paid_t = (weights_nt * np.abs(rewards_nt)).sum(0) / np.maximum(weights_nt.sum(0), np.finfo(float).tiny)
+    if size_t.min() == 0 or paid_t.sum() == 0:
+        return float(size_t[-1])
+    return float(paid_t.sum() / (paid_t / size_t).sum())
+
+
+def evidence(ratios_nt: Array, rewards_nt: Array, mask_nt: NDArray[np.bool_]) -> Evidence:
     """Diagnostics from the ratios of the actions taken alone.
 
     Actions are drawn from mu, so the mean of min(1, pi / mu) is that of sum_a min(mu, pi), and the mean of pi / mu
@@ -65,7 +85,8 @@ def evidence(ratios_nt: Array, mask_nt: NDArray[np.bool_]) -> Evidence:
     return Evidence(
         trajectories=n,
         decisions=int(steps_n.sum()),
-        ess=total**2 / float(weights_n @ weights_n) if total > 0 else 0.0,
+        ess=effective_size(ratios_nt, rewards_nt),
+        events=n - int(np.unique(rewards_nt.sum(1).round(9), return_counts=True)[1].max()),
         overlap=float(np.minimum(ratios_nt, 1.0)[mask_nt].mean()),
         outside=outside,
         outside_error=float(np.sqrt(residual_n @ residual_n)) / float(steps_n.sum()),
@@ -92,6 +113,11 @@ def refusal(found: Evidence, ess_of_tasks: dict[str, tuple[int, float]]) -> str 
             f"the trajectories' weights have mean {found.mean_weight:.2f} where 1 is due: the recorded "
             "log-probabilities are not those at which the actions were sampled (temperature, top-p), or the policy "
             "leaves the logs"
+        )
+    if found.events < MIN_EVENTS:
+        return (
+            f"all but {found.events} of the {found.trajectories:,} trajectories have the same return, at least "
+            f"{MIN_EVENTS} others are needed: log more, above all of tasks that are sometimes solved"
         )
     if found.ess < MIN_ESS:
         missing = math.ceil(found.trajectories * (MIN_ESS / max(found.ess, 1.0) - 1))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +14,7 @@ from scipy.special import stdtrit
 
 from retroformer.evaluation.off_policy import estimators
 from retroformer.evaluation.off_policy.action_value import Array, Integers
-from retroformer.evaluation.off_policy.estimators import Means
+from retroformer.evaluation.off_policy.estimators import Means, on_policy
 
 RESAMPLES = 2000
 CHUNK = 1 << 22
@@ -62,6 +64,19 @@ def answer(of: Ratios, reference: Means) -> Means:
     return estimators.least_variance(plain, robust, reference)[0]
 
 
+def reference_of(policies: Sequence[Ratios]) -> Means:
+    """What the first is compared with: the second's value by the same estimator, or the behaviour's own returns."""
+    own, *others = policies
+    behaviour = on_policy(own.rewards_nt)
+    return answer(others[0], behaviour) if others else behaviour
+
+
+def improvement(policies: Sequence[Ratios], instance_n: Integers, confidence: float, ess: float) -> Interval:
+    """The first policy's value minus that of the second, or of the behaviour where there is none, on the same logs."""
+    reference = reference_of(policies)
+    return interval(answer(policies[0], reference).plus(reference, -1), instance_n, confidence, ess)
+
+
 def interval(estimate: Means, instance_n: Integers, confidence: float, ess: float) -> Interval:
     """Two-sided interval of an estimate or a difference.
 
@@ -80,13 +95,25 @@ def interval(estimate: Means, instance_n: Integers, confidence: float, ess: floa
     return Interval(mean, error, min(mean - half, float(low)), max(mean + half, float(high)))
 
 
+def spent(confidence: float, number: int) -> float:
+    """The confidence of the `number`-th question, 1.., to the same logs, so that all answers together hold.
+
+    1 - confidence over number (number + 1): summed over all numbers that is 1 - confidence (a spending function in the
+    sense of Lan and DeMets 1983, with the union bound).
+    """
+    return 1 - (1 - confidence) / (number * (number + 1))
+
+
 def resampled(grouped: Means) -> Array:
     """The estimate of RESAMPLES bootstrap samples. The same logs give the same samples."""
-    generator, count = np.random.default_rng(0), len(grouped.parts_nk)
+    count = len(grouped.parts_nk)
     rows = max(1, CHUNK // count)
-    uniform = np.full(count, 1 / count)
-    parts = [
-        grouped.resampled(generator.multinomial(count, uniform, size=min(rows, RESAMPLES - at)).astype(float))
-        for at in range(0, RESAMPLES, rows)
-    ]
-    return np.concatenate(parts)
+    return np.concatenate(
+        [grouped.resampled(counts(count, min(rows, RESAMPLES - at), at)) for at in range(0, RESAMPLES, rows)]
+    )
+
+
+@lru_cache(maxsize=1)
+def counts(count: int, rows: int, seed: int) -> Array:
+    """How often each of `count` stands in each of `rows` samples; kept, as several estimates are asked for in turn."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=rows).astype(float)
