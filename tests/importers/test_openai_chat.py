@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from logs import REFUND, import_chat, quarantined
 
 from retroformer.chat import read_action
 from retroformer.storage import read_trajectories
 from retroformer.types import Outcome, StopReason
+from tiny_logs import REFUND, import_chat, quarantined
 
 
 def test_a_run_becomes_a_trajectory(tmp_path: Path) -> None:
