@@ -57,15 +57,18 @@ def tree_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    branches: Sequence[tuple[Chunk, torch.Tensor]] = (),
+    branches: Sequence[tuple[Chunk, torch.Tensor]] | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of queries [B, H, L, d], the branches' columns behind the trunk's. Returns [B, L, H, d].
 
-    `branches` are the chunks with their additive masks [B, 1, Q, K]; `attention_mask` counts where there are none.
+    `branches` are the chunks with their additive masks [B, 1, Q, K], behind a causal trunk; `attention_mask` counts
+    only where they are None, which is no tree.
     """
-    if not branches:
+    if branches is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if not branches:
+        return sdpa_attention_forward(module, query, key, value, None, **options)
     trunk = branches[0][0].start
     seen = (query[:, :, :trunk], key[:, :, :trunk], value[:, :, :trunk])
     parts = [sdpa_attention_forward(module, *seen, None, **options)[0]]

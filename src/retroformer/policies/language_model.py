@@ -91,15 +91,16 @@ class LanguageModelPolicy:
     def hidden(self, batch: TreeBatch) -> torch.Tensor:
         """One forward for all windows; the hidden states of the N places that are scored, [N, D]."""
         extra: dict[str, Any] = {}
+        dtype = self.model.dtype
         if batch.branches:
             extra["position_ids"] = batch.positions_bl
-            dtype = self.model.dtype
-            if self.method == "tree":
-                extra["branches"] = [(one, additive(one.visible_bqk[:, None], dtype)) for one in batch.branches]
-                # Asks the model to make no mask of its own; `tree_attention` does not read it.
-                extra["attention_mask"] = torch.zeros(1, 1, 1, 1, dtype=dtype, device=self.model.device)
-            else:
-                extra["attention_mask"] = additive(dense(batch.branches, batch.tokens_bl.shape[1]), dtype)
+        if self.method == "tree":
+            extra["branches"] = [(one, additive(one.visible_bqk[:, None], dtype)) for one in batch.branches]
+            # Asks the model to make no mask of its own, for which the host would wait for the device at every forward;
+            # `tree_attention` does not read it.
+            extra["attention_mask"] = torch.zeros(1, 1, 1, 1, dtype=dtype, device=self.model.device)
+        elif batch.branches:
+            extra["attention_mask"] = additive(dense(batch.branches, batch.tokens_bl.shape[1]), dtype)
         output = self.model.base_model(input_ids=batch.tokens_bl, use_cache=False, **extra)
         return output.last_hidden_state.flatten(0, 1)[batch.score_n]
 
