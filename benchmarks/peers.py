@@ -4,7 +4,8 @@ lamorel (Carta et al. 2023, "Grounding large language models in interactive envi
 learning", flowersteam/lamorel) scores every admissible action of a state as a sequence of its own, or with
 `pre_encode_inputs` encodes the state once, repeats its keys and values for every action and feeds the actions. Its
 package starts processes of its own, so the algorithm is written down here in a few lines; like there, the output
-layer runs over every position that is fed.
+layer runs over every position that is fed. How probabilities are made of the logits is the project's own definition
+(lamorel normalises whole actions' likelihoods), so that the results can be compared.
 """
 
 from __future__ import annotations
@@ -35,17 +36,27 @@ def padded(rows: Sequence[Sequence[int]], left: bool = False) -> tuple[torch.Ten
     return ids, mask
 
 
-def likelihoods(logits_klv: torch.Tensor, actions: Sequence[Tokens]) -> torch.Tensor:
-    """log p(action | prefix), [K], from the logits that predict each action's tokens, [K, L, V]."""
+def scores(logits_klv: torch.Tensor, actions: Sequence[Tokens]) -> torch.Tensor:
+    """log pi(a | h) over the actions, [K] in nats, from the logits that predict each action's tokens, [K, L, V].
+
+    By the project's definition: each token competes with those that go on with one of the actions.
+    """
     ids, mask = padded(actions)
-    return (logits_klv.log_softmax(-1).gather(-1, ids[..., None])[..., 0] * mask).sum(-1)
+    there = mask.bool()
+    own_kl = logits_klv.gather(-1, ids[..., None])[..., 0]
+    same_kkl = (ids[:, None] == ids[None]) & there[:, None] & there[None]
+    before_kkl = torch.cat([torch.ones_like(same_kkl[..., :1]), same_kkl[..., :-1].cumprod(-1).bool()], -1)
+    rivals_kkl = before_kkl & there[None]
+    twins_kl = (before_kkl & same_kkl).sum(0).clamp(min=1)  # actions that go on alike count once
+    mass_kl = (own_kl - twins_kl.log())[None].masked_fill(~rivals_kkl, float("-inf")).logsumexp(1)
+    return (own_kl - mass_kl).masked_fill(~there, 0.0).sum(-1)
 
 
 def naive(model: Any, prefix: Sequence[int], actions: Sequence[Tokens]) -> torch.Tensor:
     """log pi(a | h) over the actions, [K] in nats: one sequence for every action (lamorel)."""
     ids, mask = padded([[*prefix, *action] for action in actions])
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    return likelihoods(logits[:, len(prefix) - 1 : -1], actions).log_softmax(0)
+    return scores(logits[:, len(prefix) - 1 : -1], actions)
 
 
 def cached(model: Any, prefixes: Sequence[Sequence[int]], actions: Sequence[Sequence[Tokens]]) -> list[torch.Tensor]:
@@ -65,14 +76,14 @@ def cached(model: Any, prefixes: Sequence[Sequence[int]], actions: Sequence[Sequ
     ).logits
     first = encoded.logits[:, -1:].repeat_interleave(count, 0)
     logits = torch.cat([first, logits[:, :-1]], 1)
-    return [likelihoods(own, mine).log_softmax(0) for own, mine in zip(logits.split(count), actions, strict=True)]
+    return [scores(own, mine) for own, mine in zip(logits.split(count), actions, strict=True)]
 
 
 def one_sequence(model: Any, prefix: Sequence[int], action: Tokens) -> torch.Tensor:
     """log p(action | prefix), a number: one sequence per step, for the action taken alone."""
     ids = torch.tensor([[*prefix, *action]])
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(action) + 1).logits
-    return likelihoods(logits[:, :-1], [action])[0]
+    return logits[0, :-1].log_softmax(-1)[torch.arange(len(action)), torch.tensor(action)].sum()
 
 
 def trl_trainer(model: Any, tokenizer: Any) -> Any | None:
