@@ -114,6 +114,7 @@ class PolicyConfig(Section):
     width: int = Field(ge=8, le=8192, description="width of the built model")
     layers: int = Field(ge=1, le=128, description="layers of the built model")
     heads: int = Field(ge=1, le=128, description="attention heads of the built model")
+    lora_rank: int = Field(0, ge=0, le=1024, description="rank of the adapters that are trained; 0 trains all weights")
 
 
 class TrainConfig(Section):

@@ -18,5 +18,8 @@ def open_agent(policy: str, *, slots: int, temperature: float = 1.0, greedy: boo
 
         return load_scripted(policy)
     from retroformer.policies.checkpoints import load
+    from retroformer.policies.devices import choose
 
-    return load(Path(policy) if Path(policy).is_dir() else policy).agent(slots, temperature=temperature, greedy=greedy)
+    loaded = load(Path(policy) if Path(policy).is_dir() else policy)
+    acting = choose(loaded.model.config.hidden_size).act(loaded)
+    return acting.agent(slots, temperature=temperature, greedy=greedy)

@@ -112,15 +112,15 @@ def measure(policy: LanguageModelPolicy) -> Memory:
 
 def kept(policy: LanguageModelPolicy, length: int) -> int:
     """Bytes that autograd keeps of the forward of one window of `length` tokens, parameters left out."""
-    known = {parameter.untyped_storage().data_ptr() for parameter in policy.model.parameters()}
+    known = {parameter.untyped_storage()._cdata for parameter in policy.model.parameters()}
     sizes: dict[int, int] = {}
-    alive: list[torch.Tensor] = []  # or the next tensor could lie where the last one lay
+    alive: list[Any] = []  # or the next one could have the number of one that is gone
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)
+        if storage._cdata not in known:
+            sizes[storage._cdata] = storage.nbytes()
+            alive.append(storage)
         return tensor
 
     window = Window(0, 0, [policy.pad] * length, [length - 1], [((policy.pad,),)], [0])

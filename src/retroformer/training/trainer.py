@@ -33,6 +33,7 @@ from retroformer.objectives.losses import (
     value_loss,
 )
 from retroformer.policies.batch import TreeBatch
+from retroformer.policies.devices import Choice
 from retroformer.policies.language_model import LanguageModelPolicy
 from retroformer.policies.tree import Window
 from retroformer.training.memory import allowed, checkpoint_layers, measure
@@ -65,9 +66,11 @@ class Trainer:
         learning_rate: float,
         value_head: torch.nn.Linear,
         continuing: bool = False,
+        choice: Choice | None = None,
         budget: int | None = None,
     ):
-        """`budget`: bytes that a batch may take; None takes a share of what is free."""
+        """`choice`: in which precision; None is fp32. `budget`: bytes a batch may take; None is a share of the free."""
+        self.choice = choice or Choice(policy.model.device.type)
         self.policy, self.replay, self.config = policy, replay, config
         self.learning_rate, self.value_head = learning_rate, value_head
         if config.objective in NEEDS_BEHAVIOUR:
@@ -93,7 +96,8 @@ class Trainer:
         )
         # Without dropout: with it every forward would be another policy than the one that acts.
         policy.model.eval()
-        self.memory, self.checkpointing = measure(policy), False
+        with self.choice.autocast():
+            self.memory, self.checkpointing = measure(policy), False
         self._allow(allowed(policy.model.device, self.parameters) if budget is None else budget)
         self.done = 0
         self.queue: list[list[str]] = []
@@ -132,7 +136,7 @@ class Trainer:
             )
         if self.best is None:
             raise TrainingStopped(f"training stopped at update {self.done} before its first checkpoint: {self.stopped}")
-        self.policy.model.load_state_dict(self.best["model"])
+        self.policy.model.load_state_dict(self.best["model"], strict=self.policy.adapter is None)
         self.value_head.load_state_dict(self.best["value_head"])
 
     def _save(self, path: Path) -> None:
@@ -202,6 +206,7 @@ class Trainer:
             spread = spread + torch.where(choices_bta.any(), 0.0, torch.nan)
             row = (loss, policy_loss, miss, spread, kl + silent, ess + silent, clipped + silent, norm, agreement)
             self.recent.append(torch.stack([value.detach() for value in row]))
+            self.last = batch
 
     def forward(self, batch: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
         """log pi(a | h) [B, T, A] in nats at the recorded temperatures, and V(h) [B, T] of the value head."""
@@ -215,9 +220,10 @@ class Trainer:
 
     def _part(self, tree: TreeBatch, temperature_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         b, t, _ = tree.shape
-        hidden = self.policy.hidden(tree)
-        values_bt = self.value_head(hidden[: b * t].float()).view(b, t)
-        return self.policy.logprobs(hidden, tree, temperature_b[:, None, None]), values_bt
+        with self.choice.autocast():
+            hidden = self.policy.hidden(tree)
+            logprobs_bta = self.policy.logprobs(hidden, tree, temperature_b[:, None, None])
+        return logprobs_bta, self.value_head(hidden[: b * t].float()).view(b, t)
 
     def _backward_in_parts(self, batch: Minibatch, logprobs_grad: torch.Tensor, values_grad: torch.Tensor) -> None:
         """Carry the loss's gradient with respect to scores and values through the model, part by part.
@@ -258,9 +264,10 @@ class Trainer:
         recent = torch.stack(self.recent)
         self.recent = []
         row: dict[str, Any] = dict(zip(COLUMNS, recent.mean(0).tolist(), strict=True))
-        finite = all(math.isfinite(value) for name, value in row.items() if name not in MAY_LACK)
+        finite_n = recent[:, [name not in MAY_LACK for name in COLUMNS]].isfinite().all(1).tolist()
         known = dict(zip(COLUMNS, recent.nanmean(0).tolist(), strict=True))
         row |= {name: None if math.isnan(known[name]) else known[name] for name in MAY_LACK}
+        row["kl_reference"] = self._kl_reference()
         tiers = self.pacing.observe(self.done, row["agreement"])
         now = {"learning_rate": self.optimizer.param_groups[0]["lr"], "tiers": float(self.sampler.tiers_admitted)}
         self.curve.append({"update": self.done, **row, **now, "score": None})
@@ -268,14 +275,36 @@ class Trainer:
             self.sampler.admit(tiers)
             self.queue = []
         config = self.config
-        if not finite:
-            self.stopped = f"the loss or its gradient is not finite at update {self.done}"
-        elif row["kl"] is not None and row["kl"] > config.max_kl:
+        kl, whose = (row["kl_reference"], "start") if row["kl"] is None else (row["kl"], "behaviour")
+        if not all(finite_n):
+            first = self.done - len(finite_n) + 1 + finite_n.index(False)
             self.stopped = (
-                f"KL to the behaviour is {row['kl']:.2f} nats a step at update {self.done}, limit {config.max_kl}"
+                f"the loss or its gradient is not finite at update {first}: lower train.learning_rate, or look for "
+                "extreme rewards or log-probabilities in the history"
             )
+        elif kl is not None and kl > config.max_kl:
+            self.stopped = f"KL to the {whose} is {kl:.2f} nats a step at update {self.done}, limit {config.max_kl}"
         elif row["ess"] is not None and row["ess"] < config.min_ess:
             self.stopped = f"effective sample size is {row['ess']:.3f} at update {self.done}, limit {config.min_ess}"
+
+    @torch.no_grad()
+    def _kl_reference(self) -> float | None:
+        """KL of the policy that training began with to this one on the last batch, nats a step; None without adapter.
+
+        Over the actions that were logged, as if they were the start's: what is left where the logs lack the
+        behaviour's log-probabilities.
+        """
+        if self.policy.adapter is None:
+            return None
+        batch = self.last
+        now_bta, _ = self.forward(batch)
+        with self.policy.reference():
+            start_bta, _ = self.forward(batch)
+        now_bt, start_bt = (
+            logprobs_bta.gather(-1, batch.chosen_bt[..., None])[..., 0].masked_fill(~batch.mask_bt, 0.0)
+            for logprobs_bta in (now_bta, start_bta)
+        )
+        return float(weights.kl_from_behaviour(now_bt, start_bt, batch.mask_bt))
 
     def _consider(self) -> None:
         """Score this checkpoint on the logs kept aside; it stays unless an earlier one is better beyond doubt.
@@ -294,7 +323,7 @@ class Trainer:
         if top is None or value >= top["score"] - float((influence - top["influence"]).norm()):
             self.best = {
                 "update": self.done,
-                "model": {name: tensor.clone() for name, tensor in self.policy.model.state_dict().items()},
+                "model": {name: tensor.clone() for name, tensor in self._weights().items()},
                 "value_head": {name: tensor.clone() for name, tensor in self.value_head.state_dict().items()},
             }
 
@@ -327,10 +356,17 @@ class Trainer:
         mean = torch.where(good, logprobs_bt, 0.0).sum() / count
         return float(mean), (torch.where(good, logprobs_bt - mean, 0.0).sum(1) / count).cpu()
 
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """The model's; with an adapter those of the adapter alone."""
+        every = self.policy.model.state_dict()
+        if self.policy.adapter is None:
+            return every
+        return {name: every[name] for name, one in self.policy.model.named_parameters() if one.requires_grad}
+
     def state(self) -> dict[str, Any]:
         """All that the next update depends on: tensors, numbers, texts."""
         return {
-            "model": self.policy.model.state_dict(),
+            "model": self._weights(),
             "value_head": self.value_head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sampler": self.sampler.state(),
@@ -348,7 +384,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self.policy.model.load_state_dict(state["model"])
+        self.policy.model.load_state_dict(state["model"], strict=self.policy.adapter is None)
         self.value_head.load_state_dict(state["value_head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sampler.restore(state["sampler"])
@@ -371,8 +407,3 @@ def new_value_head(width: int) -> torch.nn.Linear:
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     return head
-
-
-def threads_for(width: int) -> int:
-    """Threads that pay: below a width of 512 the products are too small to share out (measured), above all cores."""
-    return 1 if width < 512 else os.cpu_count() or 1
