@@ -12,6 +12,7 @@ import difflib
 import errno
 import importlib
 import inspect
+import json
 import math
 import re
 import sys
@@ -44,6 +45,7 @@ Around them:
   status    the table of closed rounds, and where to look
   import    logs of agents that ran elsewhere, as trajectories
   export    trajectories in a format of exchange
+  off-policy    how much better a policy is than what made some logs, from the logs alone
   check-environment NAME    play an environment, package:task or an import path, and say what breaks its contract
 """
 
@@ -354,6 +356,34 @@ def import_(arguments: Sequence[str]) -> None:
             print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in report[title].items()))
 
 
+def off_policy(arguments: Sequence[str]) -> None:
+    """Estimate from logs alone how much better a policy is than what made them, or say that they cannot tell."""
+    from retroformer.evaluation.off_policy import command
+
+    parser = Parser(prog="retroformer off-policy", description=inspect.getdoc(off_policy), allow_abbrev=False)
+    parser.add_argument(
+        "--logs", required=True, type=Path, help="folder of trajectories; their split evaluation is used"
+    )
+    parser.add_argument("--policy", required=True, metavar="CHECKPOINT", help="the policy to judge")
+    parser.add_argument(
+        "--champion", metavar="CHECKPOINT", help="compare with this policy, not with what made the logs"
+    )
+    parser.add_argument(
+        "--behaviour", metavar="CHECKPOINT", help="fitted to other logs, for log-probabilities that lack"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="at which the policies are to act (1.0)")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of every interval (0.95)")
+    parser.add_argument("--unseen", action="store_true", help="use all the logs: the policy's training saw none")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    asked = vars(parse(parser, arguments))
+    as_json = asked.pop("json")
+    report = command.ask(**asked)
+    if as_json:
+        print(json.dumps(report, indent=2, sort_keys=True, allow_nan=False))
+    else:
+        command.show(report)
+
+
 def export(arguments: Sequence[str]) -> None:
     """Write a folder's trajectories in a format of exchange."""
     from retroformer.importers.importing import export_atif
@@ -371,6 +401,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "status": status,
     "import": import_,
     "export": export,
+    "off-policy": off_policy,
     "check-environment": check_environment,
 }
 

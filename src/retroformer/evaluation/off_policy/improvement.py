@@ -17,6 +17,8 @@ from retroformer.evaluation.off_policy.action_value import Array, Integers
 from retroformer.evaluation.off_policy.estimators import Means, on_policy
 
 RESAMPLES = 2000
+ROUNDING = 1e-4
+"""Least reach of an interval: a policy that is the behaviour but for rounding is neither better nor worse."""
 CHUNK = 1 << 22
 """Counts held at once."""
 
@@ -88,7 +90,7 @@ def interval(estimate: Means, instance_n: Integers, confidence: float, ess: floa
     count = len(grouped.parts_nk)
     influence = grouped.influence()
     error = math.sqrt(float(influence @ influence) / count / max(count - 1, 1))
-    half = float(stdtrit(max(ess - 1, 1.0), (1 + confidence) / 2)) * error
+    half = float(stdtrit(max(ess - 1, 1.0), (1 + confidence) / 2)) * error + ROUNDING
     draws = resampled(grouped)
     low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     mean = estimate.value

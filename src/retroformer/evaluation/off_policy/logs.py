@@ -122,8 +122,9 @@ def score(policy: Any, trajectories: Sequence[Trajectory], temperature: float | 
         batch, windows = windows[-size:], windows[:-size]
         tree = policy.collate(batch)
         b, t, a = tree.shape
-        heat: Any = temperature
-        if temperature is None:
+        if temperature is not None:
+            heat: Any = float(temperature)
+        else:
             own = [asked[window.trajectory].temperature for window in batch]
             heat = torch.tensor(own, device=tree.mask_bt.device)[:, None, None]
         with torch.inference_mode():
