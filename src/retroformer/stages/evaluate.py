@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -63,7 +64,8 @@ def evaluate(
     stopping early is sound. Beside that: the same seeds with the mission swapped for another of the level and for
     another of the same room, greedy decoding, the random admissible agent, seeds that no gate uses (final) and tasks
     that nothing trains on (transfer). Where train left baselines, they, the champion and the random agent play the
-    final seeds too. Actions are sampled unless said.
+    final seeds too. Actions are sampled unless said. Where actions are written and the environment names none, nobody
+    plays at random.
 
     Imported logs of other tasks than `tasks.train` cannot be played. Then the challenger is compared with what made
     them, or with a champion that is a checkpoint, by off-policy evaluation on those of their task instances that
@@ -112,6 +114,8 @@ def evaluate(
         for name, mission in ways:
             around.append(Part(name, players[name], "transfer", mission, tasks.held_out, 0, config.transfer))
     around += beside_baselines(training / "baselines", players["champion"], tasks.train, config.final)
+    if not all(played_at_random(name, tasks) for name in tasks.train):
+        around = [part for part in around if part.policy != "random"]
     most = 2 * looks[-1] + sum(part.count for part in around)
     with progress("evaluate", most, "episodes") as shown:
         parts = around  # played with the first look, so that workers wait for the last of them once
@@ -204,6 +208,13 @@ def imitation_of_logs(training: Path, history: Path, number: int) -> Path | None
     closed = [history / f"round-{earlier:04d}" / "training" for earlier in range(number - 1, 0, -1)]
     found = [folder / "baselines" / "imitation" for folder in (training, *closed)]
     return next((path for path in found if path.is_dir()), None)
+
+
+def played_at_random(name: str, tasks: TasksConfig) -> bool:
+    """Whether there are actions to draw from: admissible ones, or in text mode those that the environment names."""
+    environment = make(name, text=tasks.text, actions=tasks.actions)
+    with closing(environment):
+        return hasattr(environment, "possible_actions") or bool(environment.reset(seed=0)[1].get("admissible_actions"))
 
 
 def beside_baselines(folder: Path, champion: Player, names: tuple[str, ...], count: int) -> list[Part]:
