@@ -56,7 +56,8 @@ def pin(root: Path, policy: str = BOT, train_from: str | None = None, closed: in
 
 def run_collect(root: Path, config: Config) -> dict[str, Any]:
     data = root / "data"
-    return collect(config.collect, config.tasks, config.seed, champion=data / "champion.json", out=data / "rollouts")
+    paths = {"champion": data / "champion.json", "logs": data / "logs"}
+    return collect(config.collect, config.tasks, config.seed, **paths, out=data / "rollouts")
 
 
 def run_train(root: Path, config: Config) -> dict[str, Any]:

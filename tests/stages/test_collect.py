@@ -4,13 +4,14 @@ from dataclasses import replace
 import pytest
 
 from builders import make_error, make_trajectory
-from retroformer.errors import DataError, EnvironmentFault, PinMismatch
+from retroformer.errors import ConfigError, ContractBroken, DataError, EnvironmentFault, PinMismatch
 from retroformer.pins import read_pins, write_pins
 from retroformer.policies.scripted import load_scripted
 from retroformer.rollouts import engine
 from retroformer.stages.collect import describe, episodes_of
 from retroformer.storage import hash_directory, read_json, read_trajectories
 from retroformer.types import Outcome
+from tiny_logs import REFUND, write_lines
 from tiny_round import BOT, pin, run_collect, tiny_config
 
 
@@ -128,3 +129,25 @@ def test_the_pinned_candidate_collects_where_asked(challenger):
     assert {one.task.split for one in played} == {"train", "checkpoint"}
     run_collect(challenger, tiny_config(collect__episodes=4))
     assert {one.policy for one in read_trajectories(challenger / "data/rollouts")} == {load_scripted(BOT).version}
+
+
+def test_logs_are_imported_where_asked(tmp_path):
+    pin(tmp_path)
+    logs = tmp_path / "data/logs"
+    logs.mkdir()
+    write_lines(logs / "a.jsonl", [REFUND, {**REFUND, "id": "r2", "reward": 0.0}, {"messages": 0}])
+    (logs / "README.md").write_text("no log")
+    asked = {"collect__source": "import", "collect__max_errors": 0.5, "collect__redact": ["email"]}
+    result = run_collect(tmp_path, tiny_config(**asked))
+    assert result == {"read": 3, "accepted": 2, "quarantined": 1, "episodes": 2, "steps": 4, "success": 0.5}
+    report = read_json(tmp_path / "data/rollouts/collect.json")
+    assert (report["round"], report["source"], report["reasons"]) == (1, "import", {"not_this_format": 1})
+    before = hash_directory(tmp_path / "data/rollouts")
+    run_collect(tmp_path, tiny_config(**asked))
+    assert hash_directory(tmp_path / "data/rollouts") == before, "imported afresh, not added to"
+    with pytest.raises(ContractBroken, match="1 of 3 records could not be imported, more than the share 0.05"):
+        run_collect(tmp_path, tiny_config(collect__source="import"))
+    run_collect(tmp_path, tiny_config(**asked, collect__outcome="success:solved"))
+    assert {one.outcome for one in read_trajectories(tmp_path / "data/rollouts")} == {Outcome.UNKNOWN}
+    with pytest.raises(ConfigError, match="outcome 'solved' is none of reward:FIELD"):
+        run_collect(tmp_path, tiny_config(**asked, collect__outcome="solved"))

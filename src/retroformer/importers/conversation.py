@@ -34,7 +34,7 @@ class LoggedCall:
     id: str
     name: str
     arguments: dict[str, Any] | str
-    """Text where it is not a JSON object: the agent's own mistake, which is kept as it was."""
+    """Text where it stands as it is: written just so already, or no JSON object, the agent's own mistake."""
 
 
 @dataclass(slots=True)
@@ -239,7 +239,8 @@ def content_id(run: Run, task: Task, steps: list[Step], outcome: Outcome) -> str
     ]
     for step in steps:
         parts += (step.observation, step.action)
-    parts.append(repr([(step.reward, step.logprob, step.token_ids) for step in steps]))
+    numbers = [(t, s.reward, s.logprob, s.token_ids) for t, s in enumerate(steps)]
+    parts.append(repr([some for some in numbers if some[1] or some[2] is not None or some[3]]))
     return _digest(parts).hex()[:16]
 
 
@@ -276,5 +277,12 @@ def _same(one: Turn, other: Turn) -> bool:
     return (
         one.role == other.role
         and one.text == other.text
-        and [(call.name, call.arguments) for call in one.calls] == [(call.name, call.arguments) for call in other.calls]
+        and [_meant(call) for call in one.calls] == [_meant(call) for call in other.calls]
     )
+
+
+def _meant(call: LoggedCall) -> tuple[str, Any]:
+    try:
+        return call.name, orjson.loads(call.arguments) if isinstance(call.arguments, str) else call.arguments
+    except orjson.JSONDecodeError:
+        return call.name, call.arguments

@@ -8,6 +8,7 @@ ids are ``token_ids``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -29,15 +30,22 @@ ROLES: dict[str, Literal["system", "user", "agent", "result"]] = {
     "function": "result",
 }
 
+_VALUE = r'(?:"[^"\\\x00-\x1f]*"|0|-?[1-9]\d{0,17}|true|false|null)'
+AS_WRITTEN = re.compile(rf'\{{"[^"\\\x00-\x1f]*": {_VALUE}(?:, "[^"\\\x00-\x1f]*": {_VALUE})*\}}', re.ASCII)
+"""A flat object just as `chat.write_call` would write it; most are, and reading them again would be for nothing."""
+
 
 def turns_of(messages: Any) -> list[Turn]:
     """The turns of a list of messages. Raises Rejected."""
     if not isinstance(messages, list):
         raise Rejected("not_this_format", f"messages is {type(messages).__name__}, expected a list")
-    times = [message["timestamp"] for message in messages if isinstance(message, dict) and "timestamp" in message]
-    if times:
-        check_order([seconds(time) for time in times])
-    return [turn_of(message, place) for place, message in enumerate(messages)]
+    turns, times = [], []
+    for place, message in enumerate(messages):
+        turns.append(turn_of(message, place))
+        if "timestamp" in message:
+            times.append(seconds(message["timestamp"]))
+    check_order(times)
+    return turns
 
 
 def turn_of(message: Any, place: int) -> Turn:
@@ -109,13 +117,15 @@ def calls_of(message: dict[str, Any], place: int) -> Sequence[LoggedCall]:
 
 
 def arguments_of(value: Any) -> dict[str, Any] | str:
-    """A call's arguments: the object, or its text where the agent wrote no JSON object."""
+    """A call's arguments: the object, or text that is to stand as it is (see `AS_WRITTEN`, or no JSON object)."""
     if isinstance(value, dict):
         return value
     if value is None or value == "":
         return {}
     if not isinstance(value, str):
         return json.dumps(value)
+    if AS_WRITTEN.fullmatch(value):
+        return value
     try:
         found = orjson.loads(value)
     except orjson.JSONDecodeError:
