@@ -14,26 +14,28 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from joblib import Parallel, delayed
 
 from retroformer.progress import progress
-from studies import arms, pages, rounds
+from studies import arms, off_policy, pages, rounds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing and write the pages."""
     parser = argparse.ArgumentParser(prog="python -m studies", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of rounds, {', '.join(pages.STUDIES)}; all by default"
+        "names", nargs="*", metavar="NAME", help=f"of rounds, off_policy, {', '.join(pages.STUDIES)}; all by default"
     )
     parser.add_argument("--seeds", type=int, help="seeds of every arm, fewer than the study's own for a quick pass")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="arms at a time (default: cores)")
     parser.add_argument("--pages", action="store_true", help="write the pages from what is done, run nothing")
     options = parser.parse_args(arguments)
-    known = ["rounds", *pages.STUDIES]
+    known = ["rounds", "off_policy", *pages.STUDIES]
     unknown = [name for name in options.names if name not in known]
     if unknown:
         parser.error(f"{unknown[0]} is not a study; there are {', '.join(known)}")
     for name in options.names or known:
         if name == "rounds":
             of_seeds(range(options.seeds or 3), only_pages=options.pages)
+        elif name == "off_policy":
+            off_policy.run()
         else:
             of_arms(name, options.seeds, options.workers, only_pages=options.pages)
 
