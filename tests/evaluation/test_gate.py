@@ -34,6 +34,13 @@ def test_promotes_what_is_proven_better():
     )
 
 
+def test_tasks_of_one_mission_are_judged_without_the_control():
+    found = gate.judge(measured(0.10, 0.04), None, None, CONFIG, controlled=False)
+    assert found.verdict == "promote"
+    assert found.reason.endswith("proven above 0. Its tasks have one mission each, so none was swapped.")
+    assert gate.judge(measured(-0.10, 0.04), None, None, CONFIG, controlled=False).judged_worse
+
+
 def test_min_improvement_moves_the_bar():
     config = CONFIG.model_copy(update={"min_improvement": 0.06})
     assert judge(measured(0.10, 0.05), 0.85, 0.1, config).verdict == "not_enough_evidence"

@@ -11,7 +11,7 @@ from retroformer.environments.packages import ADAPTERS, find, nearest
 from retroformer.environments.protocol import Mission, TextEnvironment
 from retroformer.errors import EnvironmentFault
 
-__all__ = ["ADAPTERS", "known", "lexicon", "make", "split_name", "start"]
+__all__ = ["ADAPTERS", "known", "lexicon", "make", "split_name", "start", "with_missions"]
 
 TEXTS = ("compact", "plain")
 ACTIONS = ("token", "words")
@@ -41,15 +41,36 @@ def start(environment: TextEnvironment, seed: int, mission: Mission = "true") ->
     if mission == "true" or "mission" in info:
         return observation, info
     true = info["task"]
-    others = (
-        environment.reset(seed=int(other), options={"mission": "true"})[1]["task"]
-        for other in np.random.SeedSequence(seed).generate_state(TRIES)
-    )
-    told = next((task for task in others if task != true), None)
+    told = another_task(environment, seed, true)
     if told is None:
         raise EnvironmentFault(f"the mission cannot be swapped: every episode is told {true!r:.80}")
     observation, info = environment.reset(seed=seed, options={"mission": "true"})
     return observation.replace(true, told), {**info, "task": told, "mission": "shuffled"}
+
+
+def another_task(environment: TextEnvironment, seed: int, true: str) -> str | None:
+    """What the agent is told under another seed, drawn by `seed`, that is not what it is told under this one."""
+    for other in np.random.SeedSequence(seed).generate_state(TRIES):
+        _, info = environment.reset(seed=int(other), options={"mission": "true"})
+        if info["task"] != true:
+            return info["task"]
+    return None
+
+
+def with_missions(names: Iterable[str], *, text: str, actions: str) -> tuple[str, ...]:
+    """Those of the tasks whose mission can be swapped. Makes each of them once, and raises as `make` does."""
+    able = []
+    for name in names:
+        environment = make(name, text=text, actions=actions)
+        try:
+            _, info = environment.reset(seed=0, options={"mission": "shuffled"})
+            if "mission" in info or another_task(environment, 0, info["task"]) is not None:
+                able.append(name)
+        except Exception:  # what breaks is told when it is played
+            able.append(name)
+        finally:
+            environment.close()
+    return tuple(able)
 
 
 def known(package: str) -> tuple[str, ...]:

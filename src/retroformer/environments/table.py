@@ -18,8 +18,8 @@ import numpy as np
 from retroformer.environments import make, start
 from retroformer.errors import EnvironmentFault
 
-EPISODES = 200
-SECONDS = 60.0
+EPISODES = 100
+SECONDS = 20.0
 """For each of the two players."""
 LICENCES = {
     "babyai": "Apache-2.0 (minigrid)",

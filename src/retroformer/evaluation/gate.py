@@ -3,7 +3,8 @@
 In this order, the first that holds decides:
 
 1. too many episodes or the whole control were lost      not enough evidence
-2. the challenger is proven to ignore its mission        keep, judged worse
+2. the challenger is proven to ignore its mission,       keep, judged worse
+   over the tasks that have more than one
 3. the difference is proven negative                     keep, judged worse
 4. one task is proven to have fallen too far             keep, judged worse
 5. the difference is proven above the asked improvement  promote; not enough evidence while it is open
@@ -68,13 +69,18 @@ class Verdict:
 
 
 def judge(
-    difference: Difference, true_success: Estimate | None, swapped_success: Estimate | None, config: DecideConfig
+    difference: Difference,
+    true_success: Estimate | None,
+    swapped_success: Estimate | None,
+    config: DecideConfig,
+    *,
+    controlled: bool = True,
 ) -> Verdict:
     """The verdict on a challenger.
 
     `difference`: challenger minus champion on the same seeds. `true_success` and `swapped_success`: the challenger's
     mean success over tasks (0..1) told the true mission, and told another one, with their intervals; None where every
-    episode was lost.
+    episode was lost. `controlled`: false where no task has another mission to be told.
     """
 
     def verdict(kind: Literal["promote", "keep", "not_enough_evidence"], reason: str, worse: bool = False) -> Verdict:
@@ -96,15 +102,19 @@ def judge(
         return verdict(
             "not_enough_evidence", f"{thin[0].task} has {thin[0].n} valid pairs, at least {MIN_PAIRS} are needed."
         )
-    if true_success is None or swapped_success is None:
-        return verdict("not_enough_evidence", "Every episode with a swapped mission was lost: the control is missing.")
-    told = (
-        f"told the wrong one it succeeds at {swapped_success.mean:.3f} (interval {swapped_success.lower:.3f} to "
-        f"{swapped_success.upper:.3f}), told the true one at {true_success.mean:.3f}; at most "
-        f"{config.max_swapped:g} of that is allowed"
-    )
-    if swapped_success.lower > config.max_swapped * true_success.upper:
-        return verdict("keep", f"The challenger ignores its mission: {told}.", worse=True)
+    follows, told = True, ""
+    if controlled:
+        if true_success is None or swapped_success is None:
+            reason = "Every episode with a swapped mission was lost: the control is missing."
+            return verdict("not_enough_evidence", reason)
+        told = (
+            f"told the wrong one it succeeds at {swapped_success.mean:.3f} (interval {swapped_success.lower:.3f} to "
+            f"{swapped_success.upper:.3f}), told the true one at {true_success.mean:.3f}; at most "
+            f"{config.max_swapped:g} of that is allowed"
+        )
+        if swapped_success.lower > config.max_swapped * true_success.upper:
+            return verdict("keep", f"The challenger ignores its mission: {told}.", worse=True)
+        follows = swapped_success.upper <= config.max_swapped * true_success.lower
     if difference.upper < 0:
         return verdict("keep", f"The challenger is worse than the champion by {measured}.", worse=True)
     fallen = min(difference.per_task, key=lambda task: task.upper)
@@ -116,12 +126,14 @@ def judge(
             worse=True,
         )
     if difference.lower > config.min_improvement:
-        if swapped_success.upper > config.max_swapped * true_success.lower:
+        if not follows:
             return verdict(
                 "not_enough_evidence",
                 f"The challenger is better by {measured}, but it is not proven that it follows its mission: {told}.",
             )
-        return verdict("promote", f"The challenger is better by {measured}, proven above {config.min_improvement:g}.")
+        alone = "" if controlled else " Its tasks have one mission each, so none was swapped."
+        proven = f"proven above {config.min_improvement:g}"
+        return verdict("promote", f"The challenger is better by {measured}, {proven}.{alone}")
     if difference.upper <= config.min_improvement:
         return verdict("keep", f"The difference is {measured}, proven not above {config.min_improvement:g}.")
     needed = pairs_needed(difference, config.min_improvement)

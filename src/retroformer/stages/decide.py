@@ -52,9 +52,10 @@ def decide(
             "the intervals would not hold; evaluate again"
         )
     of_logs = report.get("off_policy")
-    judged = (
-        judge_on_logs(of_logs, config) if of_logs else judge_episodes(evaluation / "episodes.csv", config, evaluate)
-    )
+    if of_logs:
+        judged = judge_on_logs(of_logs, config)
+    else:
+        judged = judge_episodes(evaluation / "episodes.csv", config, evaluate, set(report.get("one_mission", ())))
     verdict = {"round": round_number, **judged.to_dict()}
     with replacing(out) as folder:
         write_json(folder / "verdict.json", verdict)
@@ -71,23 +72,25 @@ def decide(
     return {key: verdict[key] for key in ("verdict", "reason", "difference", "lower", "upper", "n")}
 
 
-def judge_episodes(path: Path, config: DecideConfig, evaluate: EvaluateConfig) -> Verdict:
-    """The verdict on what episodes.csv holds."""
+def judge_episodes(path: Path, config: DecideConfig, evaluate: EvaluateConfig, one_mission: set[str]) -> Verdict:
+    """The verdict on what episodes.csv holds. `one_mission`: the tasks whose mission cannot be swapped."""
     gate = [one for one in read_episodes(path) if (one.range, one.decoding) == ("gate", "sampled")]
     champion = scores(path, gate, "champion", "true")
     challenger = scores(path, gate, "challenger", "true")
-    swapped = scores(path, gate, "challenger", "shuffled")
+    # The control compares the tasks that can be played with another mission, told either.
+    controlled = {key: score for key, score in challenger.items() if key[0] not in one_mission}
+    swapped = scores(path, gate, "challenger", "shuffled") if controlled else {}
     unpaired = sorted(champion.keys() ^ challenger.keys())
     if unpaired:
         task, seed = unpaired[0]
         who = "champion" if unpaired[0] in champion else "challenger"
         raise DataError(f"{path}: {len(unpaired)} episodes are unpaired; {task} seed {seed} was played by {who} alone")
-    other_tasks = by_task(challenger).keys() ^ by_task(swapped).keys()
+    other_tasks = by_task(controlled).keys() ^ by_task(swapped).keys()
     if other_tasks:
         raise DataError(f"{path}: {min(other_tasks)} was not played with both the true and the shuffled mission")
     difference = paired_difference(by_task(champion), by_task(challenger), evaluate.confidence, evaluate.looks)
-    true, told_wrong = (mean_over_tasks(found, evaluate.confidence) for found in (challenger, swapped))
-    return judge(difference, true, told_wrong, config)
+    true, told_wrong = (mean_over_tasks(found, evaluate.confidence) for found in (controlled, swapped))
+    return judge(difference, true, told_wrong, config, controlled=bool(controlled))
 
 
 def scores(path: Path, episodes: Iterable[Played], policy: str, mission: str) -> Scores:

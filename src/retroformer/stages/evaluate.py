@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
 from retroformer.config import CollectConfig, DecideConfig, EvaluateConfig, TasksConfig
-from retroformer.environments import make
+from retroformer.environments import make, with_missions
 from retroformer.environments.protocol import Mission
 from retroformer.environments.splits import seeds
 from retroformer.errors import DataError
@@ -63,9 +63,9 @@ def evaluate(
     The number of episodes doubles from look to look; the interval of the paired difference holds at each of them, so
     stopping early is sound. Beside that: the same seeds with the mission swapped for another of the level and for
     another of the same room, greedy decoding, the random admissible agent, seeds that no gate uses (final) and tasks
-    that nothing trains on (transfer). Where train left baselines, they, the champion and the random agent play the
-    final seeds too. Actions are sampled unless said. Where actions are written and the environment names none, nobody
-    plays at random.
+    that nothing trains on (transfer). A task with one mission has none to swap. Where train left baselines, they, the
+    champion and the random agent play the final seeds too. Actions are sampled unless said. Where actions are written
+    and the environment names none, nobody plays at random.
 
     Imported logs of other tasks than `tasks.train` cannot be played. Then the challenger is compared with what made
     them, or with a champion that is a checkpoint, by off-policy evaluation on those of their task instances that
@@ -83,8 +83,8 @@ def evaluate(
         logged = read_trajectories(batches / "evaluation") if (batches / "evaluation").is_dir() else []
         if not {f"{one.task.environment}:{one.task.name}" for one in logged} <= set(tasks.train) or not logged:
             return on_logs(logged, config, collect, pins, root, challenger, training, history, out)
-    for name in (*tasks.train, *tasks.held_out):
-        make(name, text=tasks.text, actions=tasks.actions).close()
+    able = with_missions((*tasks.train, *tasks.held_out), text=tasks.text, actions=tasks.actions)
+    swapped = tuple(name for name in tasks.train if name in able)
     players = {
         "champion": Player(pin.policy if pin.scripted else str(root / pin.policy), collect.temperature),
         "challenger": Player(str(challenger), collect.temperature),
@@ -97,9 +97,9 @@ def evaluate(
     looked: list[dict[str, Any]] = []
     greedy = Player(str(challenger), collect.temperature, greedy=True)
     around = [
-        Part("challenger", players["challenger"], "gate", "shuffled", tasks.train, 0, config.first_look),
-        Part("challenger", players["challenger"], "gate", "other", tasks.train, 0, config.first_look),
-        Part("champion", players["champion"], "gate", "shuffled", tasks.train, 0, config.first_look),
+        Part("challenger", players["challenger"], "gate", "shuffled", swapped, 0, config.first_look),
+        Part("challenger", players["challenger"], "gate", "other", swapped, 0, config.first_look),
+        Part("champion", players["champion"], "gate", "shuffled", swapped, 0, config.first_look),
         Part("challenger", greedy, "gate", "true", tasks.train, 0, config.first_look),
         Part("random", Player("scripted:random"), "gate", "true", tasks.train, 0, config.first_look),
         Part("challenger", players["challenger"], "final", "true", tasks.train, 0, config.final),
@@ -112,10 +112,12 @@ def evaluate(
             ("champion", "true"),
         )
         for name, mission in ways:
-            around.append(Part(name, players[name], "transfer", mission, tasks.held_out, 0, config.transfer))
+            names = tuple(one for one in tasks.held_out if mission == "true" or one in able)
+            around.append(Part(name, players[name], "transfer", mission, names, 0, config.transfer))
     around += beside_baselines(training / "baselines", players["champion"], tasks.train, config.final)
     if not all(played_at_random(name, tasks) for name in tasks.train):
         around = [part for part in around if part.policy != "random"]
+    around = [part for part in around if part.names]
     most = 2 * looks[-1] + sum(part.count for part in around)
     with progress("evaluate", most, "episodes") as shown:
         parts = around  # played with the first look, so that workers wait for the last of them once
@@ -138,8 +140,9 @@ def evaluate(
         "looks": looked,
         "summary": summarise(rows, config.confidence),
         "errors": sum(row["success"] is None for row in rows),
+        "one_mission": [name.partition(":")[2] for name in tasks.train if name not in able],
     }
-    samples = read_samples(players["challenger"], tasks, conditions, collect.workers, seed, pins.round)
+    samples = read_samples(players["challenger"], tasks, able, conditions, collect.workers, seed, pins.round)
     with replacing(out) as folder:
         with (folder / "episodes.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -318,14 +321,23 @@ def summarise(rows: list[Row], confidence: float) -> list[dict[str, Any]]:
 
 
 def read_samples(
-    player: Player, tasks: TasksConfig, conditions: Conditions, workers: int, run_seed: int, round_number: int
+    player: Player,
+    tasks: TasksConfig,
+    able: Sequence[str],
+    conditions: Conditions,
+    workers: int,
+    run_seed: int,
+    round_number: int,
 ) -> list[dict[str, Any]]:
-    """A few episodes of the challenger, told the true and another mission, with the probability of every action."""
+    """A few episodes of the challenger, told the true and another mission, with the probability of every action.
+
+    `able`: the tasks that have another mission to tell.
+    """
     numbers = seeds("final", run_seed=run_seed, round_number=round_number, count=SAMPLES)
     plan = [
-        Episode(tasks.train[place % len(tasks.train)], number, "final", mission)
-        for place, number in enumerate(numbers)
-        for mission in (("true", "other") if place < 2 else ("true",))
+        Episode(name, number, "final", mission)
+        for place, (name, number) in enumerate(zip(cycle(tasks.train), numbers, strict=False))
+        for mission in (("true", "other") if place < 2 and name in able else ("true",))
     ]
     few = replace(conditions, keep_probabilities=True)
     samples = []
