@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -39,7 +40,7 @@ from prefect.states import Failed
 
 from retroformer.config import load_config
 from retroformer.errors import RetroformerError
-from retroformer.journal import take_failure
+from retroformer.journal import record_seconds, take_failure
 from retroformer.pins import read_pins
 from retroformer.stages import STAGES
 from retroformer.tracking.record import COLUMNS, folder_of, read_records
@@ -119,9 +120,12 @@ def end(child: subprocess.Popen[bytes]) -> None:
 )
 def run_stage(name: str) -> State[Any] | None:
     """One stage of the open round."""
+    started = time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
         words = [sys.executable, "-c", DVC, str(told.fileno()), "repro", "--single-item", name]
-        return execute(words, name, told)
+        state = execute(words, name, told)
+    record_seconds(name, time.monotonic() - started, around=True)
+    return state
 
 
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=may_be_retried, cache_policy=NO_CACHE, persist_result=False)

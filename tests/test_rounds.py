@@ -13,6 +13,7 @@ import pytest
 from project import dvc, make_round, record_round, run
 from retroformer import rounds
 from retroformer.errors import DataError, PinMismatch
+from retroformer.journal import read_seconds, record_seconds
 from retroformer.pins import policy_hash, read_pins, verify
 from retroformer.storage import hash_directory, read_json, write_json
 from retroformer.tracking import mlflow_view, record
@@ -225,9 +226,18 @@ def test_two_closings_at_once_are_refused(project: Path) -> None:
 
 
 def test_seconds_of_the_stages_are_in_the_record(project: Path) -> None:
-    write_json(project / ".resume/seconds.json", {"round": 1, "seconds": {"train": 2.5, "collect": 1.25}})
-    assert rounds.close(project)["seconds"] == {"train": 2.5, "collect": 1.25}
+    for stage, own, whole in (("train", 2.5, 4.0), ("collect", 1.25, 2.0)):
+        record_seconds(stage, own, project)
+        record_seconds(stage, whole, project, around=True)
+    closed = rounds.close(project)
+    assert (closed["seconds"], closed["around"]) == ({"train": 2.5, "collect": 1.25}, {"train": 1.5, "collect": 0.75})
     assert table(project)[0]["seconds"] == "3.8"
+
+
+def test_a_stage_that_was_up_to_date_has_all_its_time_around_it(project: Path) -> None:
+    record_seconds("train", 40.0, project)
+    record_seconds("train", 0.5, project, around=True)
+    assert read_seconds(1, project, around=True) == {"train": 0.5}
 
 
 def test_a_commit_holds_the_round_and_no_other_change(project: Path) -> None:

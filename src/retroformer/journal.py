@@ -1,5 +1,8 @@
 """What a run leaves beside the pipeline, in ``.resume/``: the seconds of each stage, and why the last command failed.
 
+A stage has two: its own, the call of its function, and those that passed around it in the flow's task: starting DVC and
+the interpreter, hashing inputs, storing outputs. What a round took beyond both is Prefect's start and the closing.
+
 Neither may be an output of a stage: two runs of the same inputs would differ. DVC reports every failed stage with the
 same exit code, so the flow reads here whether a retry can help.
 """
@@ -16,8 +19,8 @@ SECONDS = Path(".resume/seconds.json")
 FAILURE = Path(".resume/failure.json")
 
 
-def record_seconds(stage: str, seconds: float, root: Path = Path(".")) -> None:
-    """Remember how long a stage took; those of another round are forgotten."""
+def record_seconds(stage: str, seconds: float, root: Path = Path("."), *, around: bool = False) -> None:
+    """Remember how long a stage took by itself, or all that passed `around` it; other rounds' are forgotten."""
     from retroformer.pins import read_pins
     from retroformer.storage import write_json
 
@@ -25,13 +28,20 @@ def record_seconds(stage: str, seconds: float, root: Path = Path(".")) -> None:
         number = read_pins(root / "data" / "champion.json").round
     except DataError:
         return  # a stage run by hand away from a project: nobody will ask
-    write_json(root / SECONDS, {"round": number, "seconds": {**read_seconds(number, root), stage: round(seconds, 2)}})
+    found = {"seconds": read_seconds(number, root), "around": read_seconds(number, root, around=True)}
+    if around:
+        own = found["seconds"].get(stage, 0.0)
+        # Longer than what was around it: then it did not run now, DVC found its outputs.
+        found["around"][stage] = round(seconds - own if own <= seconds else seconds, 2)
+    else:
+        found["seconds"][stage] = round(seconds, 2)
+    write_json(root / SECONDS, {"round": number, **found})
 
 
-def read_seconds(number: int, root: Path = Path(".")) -> dict[str, float]:
-    """Stage -> wall seconds in that round; stages that came from the cache are missing."""
+def read_seconds(number: int, root: Path = Path("."), *, around: bool = False) -> dict[str, float]:
+    """Stage -> wall seconds in that round, by itself or `around` it; by itself, what came from the cache is missing."""
     value = read(root / SECONDS)
-    return value["seconds"] if value.get("round") == number else {}
+    return value.get("around" if around else "seconds", {}) if value.get("round") == number else {}
 
 
 def record_failure(command: str, code: int, message: str, root: Path = Path(".")) -> None:

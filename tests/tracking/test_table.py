@@ -18,7 +18,8 @@ def shown(root: Path) -> str:
 
 
 def test_the_table_says_who_did_what_and_where_to_look(project: Path) -> None:
-    write_json(project / ".resume/seconds.json", {"round": 1, "seconds": {"train": 61.0, "collect": 9.0}})
+    seconds = {"seconds": {"train": 61.0, "collect": 9.0}, "around": {"train": 2.5, "collect": 1.5}}
+    write_json(project / ".resume/seconds.json", {"round": 1, **seconds})
     rounds.close(project)
     told = shown(project)
     levels = {line.split("│")[2].strip(): line for line in told.splitlines() if line.startswith("│")}
@@ -26,7 +27,7 @@ def test_the_table_says_who_did_what_and_where_to_look(project: Path) -> None:
     for figure in ("0.50 [0.23, 0.77] n 8", "0.50 [0.45, 0.55] n 200", "0.80 [0.75, 0.85] n 200"):
         assert figure in levels["all levels"]
     assert "round 1  promote: because 1" in told
-    assert "70 s: collect 9 s, train 61 s" in told
+    assert "70 s: collect 9 s, train 61 s; 4 s around them" in told
     for place in ("data/decision/report.html", "data/validated/docs/index.html", "dvc plots show", "mlflow ui"):
         assert place in told
     assert "In production: models:/retroformer/1" in told

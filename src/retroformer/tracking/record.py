@@ -56,6 +56,7 @@ def build(root: Path, pins: Pins, *, challenger_hash: str, dataset_hash: str, mo
         "upper": verdict["upper"],
         "n": verdict["n"],
         "seconds": read_seconds(pins.round, root),
+        "around": read_seconds(pins.round, root, around=True),
         "model_version": model_version,
         "dataset_hash": dataset_hash,
         "challenger_hash": challenger_hash,

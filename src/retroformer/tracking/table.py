@@ -31,6 +31,8 @@ def show(root: Path = Path("."), console: Console | None = None) -> None:
         if record["seconds"]:
             seconds = record["seconds"]
             stages = ", ".join(f"{stage} {seconds[stage]:.0f} s" for stage in STAGES if stage in seconds)
+            if around := sum(record.get("around", {}).values()):
+                stages += f"; {around:.0f} s around them"
             console.print(f"         {sum(seconds.values()):.0f} s: {stages}", style="dim", highlight=False)
     in_production = pins.champion.uri or pins.champion.policy
     console.print(f"\nIn production: {in_production}; newest version: {mlflow_view.uri(records[-1]['model_version'])}")
