@@ -65,8 +65,8 @@ class Wish:
 
     @property
     def compact(self) -> str:
-        """``move ada lamp paris``."""
-        return " ".join(part for part in (self.verb, self.customer, self.item, self.city) if part)
+        """``move paris ada lamp``: what is to be found in the look-up stands last."""
+        return " ".join(part for part in (self.verb, self.city, self.customer, self.item) if part)
 
     @property
     def plain(self) -> str:
@@ -111,7 +111,7 @@ def lexicon(text: str) -> tuple[str, ...]:
     calls += [ToolCall("move", {"order": id, "city": city}) for id, city in product(ORDERS, CITIES)]
     pieces = [write_action(DONE, [call]) for call in calls]
     if text == "compact":
-        pieces += [one.compact for one in (*orders, *wishes)]
+        pieces += [one.compact for one in (*orders, *wishes)] + [reason(one, text) for one in orders]
         pieces += ["> error nothing", *ERRORS, write_result(DONE)]
     else:
         pieces += [one.plain for one in wishes]
@@ -155,7 +155,7 @@ def plain(order: Order) -> dict[str, str]:
 
 def reason(order: Order, text: str) -> str:
     """What the expert says before it changes an order."""
-    return order.compact if text == "compact" else f"The {order.item} is order {order.id}, {order.state}."
+    return f"{order.id} {order.state}" if text == "compact" else f"The {order.item} is order {order.id}, {order.state}."
 
 
 class Desk:
