@@ -135,7 +135,7 @@ def assess(logs: Logs, own: View, other: View | None, confidence: float) -> dict
     """
     tasks = {task: np.array([name == task for name in logs.tasks]) for task in sorted(set(logs.tasks))}
     found: dict[str, Any] = {"evidence": own.evidence.to_dict()}
-    views = {"": own} if other is None else {"": own, "of the champion, ": other}
+    views = {"": own} if other is None else {"": own, "for the champion, ": other}
     for whose, one in views.items():
         sizes = {
             task: (int(mine.sum()), effective_size(one.ratios.ratios_nt[mine], logs.rewards_nt[mine]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class Scored:
     logprobs_sa: Array
     """log pi(a | h), -inf where there is no action; a generated action is the only one of its step."""
     states_sd: Array
-    """Hidden state that the decision is made from."""
+    """Hidden state that the decision is made from, `projected`."""
 
 
 class Logs:
@@ -74,7 +75,7 @@ class Logs:
         """What the action value is fitted to."""
         width = scored.logprobs_sa.shape[1]
         depth_s = self.mask_nt.cumsum(1)[self.mask_nt]
-        features = (projected(scored.states_sd), depth_s[:, None], np.isfinite(scored.logprobs_sa).sum(1)[:, None])
+        features = (scored.states_sd, depth_s[:, None], np.isfinite(scored.logprobs_sa).sum(1)[:, None])
         return Decisions(
             trajectory_s=self.trajectory_s,
             states_sd=np.concatenate(features, 1),
@@ -94,9 +95,13 @@ def numbered(labels: Sequence[str]) -> Integers:
 def projected(states_sd: Array) -> Array:
     """At most WIDTH features, by a fixed random projection."""
     width = states_sd.shape[1]
-    if width <= WIDTH:
-        return states_sd
-    return states_sd @ np.random.default_rng(0).standard_normal((width, WIDTH)) / np.sqrt(WIDTH)
+    return states_sd if width <= WIDTH else states_sd @ projection(width)
+
+
+@lru_cache(maxsize=2)
+def projection(width: int) -> Array:
+    """The same for the same width, [width, WIDTH]."""
+    return np.random.default_rng(0).standard_normal((width, WIDTH)) / np.sqrt(WIDTH)
 
 
 def score(policy: Any, trajectories: Sequence[Trajectory], temperature: float | None) -> Scored:
@@ -130,7 +135,7 @@ def score(policy: Any, trajectories: Sequence[Trajectory], temperature: float | 
         with torch.inference_mode():
             hidden = policy.hidden(tree)
             logprobs = policy.logprobs(hidden, tree, heat).double().cpu().numpy()
-            states = hidden[: b * t].view(b, t, -1).float().cpu().numpy()
+            states = projected(hidden[: b * t].float().cpu().numpy()).reshape(b, t, -1)
         if states_sd is None:
             states_sd = np.zeros((starts[-1], states.shape[-1]), dtype=np.float32)
         for row, window in enumerate(batch):
