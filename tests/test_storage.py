@@ -19,11 +19,13 @@ from retroformer.errors import DataError
 from retroformer.storage import (
     EPISODES,
     STEPS,
+    count_trajectories,
     hash_directory,
     read_json,
     read_trajectories,
     replacing,
     resume_folder,
+    stream_trajectories,
     write_json,
     write_text,
     write_trajectories,
@@ -291,3 +293,33 @@ def test_what_is_resumed_depends_on_inputs_and_values(tmp_path):
     assert resume_folder("train", [tmp_path / "in"], [{"updates": 1}], tmp_path) != first
     with pytest.raises(DataError, match="nothing does not exist"):
         resume_folder("train", [tmp_path / "nothing"], [], tmp_path)
+
+
+def test_a_stream_reads_no_further_than_it_must(tmp_path, monkeypatch):
+    monkeypatch.setattr("retroformer.storage.ROWS", 4)
+    written = sorted((make_trajectory((0.0, 1.0), seed=seed) for seed in range(50)), key=lambda one: one.id)
+    write_trajectories(tmp_path, written)
+    assert count_trajectories(tmp_path) == 50
+    read = []
+    monkeypatch.setattr("retroformer.storage._cast", lambda path, batch, schema: read.append(len(batch)) or batch)
+    arriving = stream_trajectories(tmp_path)
+    assert [next(arriving) for _ in range(3)] == written[:3]
+    assert sum(read) < 20
+    assert list(arriving) == written[3:]
+    assert sum(read) == 50 + 100
+
+
+def test_steps_that_lie_in_another_order_find_their_episode(tmp_path):
+    written = sorted((make_trajectory((0.0, 1.0), seed=seed) for seed in range(9)), key=lambda one: one.id)
+    write_trajectories(tmp_path, written)
+    # All first steps before all second ones.
+    edit(tmp_path / "steps.parquet", lambda t: t.take([*range(0, 18, 2), *range(1, 18, 2)]))
+    assert list(stream_trajectories(tmp_path)) == written
+
+
+def test_counting_tells_what_it_cannot_read(tmp_path):
+    with pytest.raises(DataError, match=r"episodes\.parquet does not exist"):
+        count_trajectories(tmp_path)
+    (tmp_path / "episodes.parquet").write_text("no table")
+    with pytest.raises(DataError, match=r"episodes\.parquet is damaged"):
+        count_trajectories(tmp_path)

@@ -275,8 +275,11 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_batches(stream_table(path, schema, rows=1 << 20), schema.remove_metadata())
 
 
-def stream_table(path: Path, schema: pa.Schema, rows: int = ROWS) -> Iterator[pa.RecordBatch]:
-    """One table, `rows` rows at a time. Raises DataError where it is missing, cut short, or has other columns."""
+def stream_table(path: Path, schema: pa.Schema, rows: int | None = None) -> Iterator[pa.RecordBatch]:
+    """One table, `rows` rows (or `ROWS`) at a time.
+
+    Raises DataError where it is missing, cut short, or has other columns.
+    """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path} does not exist")
@@ -286,7 +289,7 @@ def stream_table(path: Path, schema: pa.Schema, rows: int = ROWS) -> Iterator[pa
             missing = [name for name in schema.names if name not in found]
             if missing:
                 raise DataError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(found)}")
-            for batch in file.iter_batches(rows, columns=schema.names):
+            for batch in file.iter_batches(rows or ROWS, columns=schema.names):
                 yield _cast(path, batch, schema)
     except (pa.ArrowException, OSError) as error:
         first_line = str(error).splitlines()[0]

@@ -1,12 +1,21 @@
+import copy
 import math
 
 import pytest
 import torch
-from test_trainer import MANY, trainer
+from test_trainer import DEFAULTS, MANY, WORDS, catalogue, trainer
 
+from builders import make_trajectory
+from retroformer.config import PolicyConfig
+from retroformer.policies.checkpoints import build
+from retroformer.policies.language_model import LanguageModelPolicy
+from retroformer.policies.layout import Layout
 from retroformer.policies.tree import Window
 from retroformer.training import memory
 from retroformer.training.memory import Memory, allowed, kept, measure, shape
+from retroformer.training.replay import Replay
+from retroformer.training.trainer import Trainer, new_value_head
+from retroformer.types import Step
 from tiny import FAMILIES, tiny_policy, told
 
 
@@ -106,3 +115,35 @@ def test_a_resumed_run_parts_its_batches_as_the_first_did():
     second = trainer(MANY, batch=6)
     second.restore(first.state())
     assert second.memory == first.memory
+
+
+def test_generated_and_chosen_actions_go_through_the_same_parts():
+    policy = build(
+        PolicyConfig(model="", width=8, layers=1, heads=2), WORDS, seed=1, layout=Layout.words(generated=True)
+    )
+    spoken = tuple(Step(f"o{t}", "left right forward", 0.5, logprob=-3.0) for t in range(2))
+    texts = [make_trajectory(seed=seed, steps=spoken[: 1 + seed % 2]) for seed in range(20, 24)]
+    mixed = [*MANY[:3], *texts]
+    replay = Replay(policy, mixed, 1.0, "mean")
+    (window,) = replay.windows[replay.place[texts[1].id]]
+    assert window.generated == {0, 1}
+    config = DEFAULTS.model_copy(update={"batch": 7, "objective": "topr", "baseline": "mean", "curriculum": False})
+    found = []
+    for budget in (None, 1):
+        fresh = copy.deepcopy(policy.model)
+        held = LanguageModelPolicy(fresh, policy.tokenizer, policy.layout)
+        one = Trainer(
+            held,
+            Replay(held, mixed, 1.0, "mean"),
+            catalogue(mixed),
+            config,
+            seed=0,
+            learning_rate=0.01,
+            value_head=new_value_head(8),
+            budget=budget,
+        )
+        one.queue = [[trajectory.id for trajectory in mixed]]
+        one.update()
+        found.append(torch.cat([parameter.grad.flatten() for parameter in fresh.parameters()]))
+    assert float(found[0].norm()) > 0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
