@@ -7,13 +7,14 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-extras study check
+.PHONY: help setup run test test-extras study bench check
 
 help:
 	@echo "make run [ROUNDS=4]  close rounds until ROUNDS are closed, then print the table"
 	@echo "make test            all tests but the slow ones"
 	@echo "make test-extras     install the environments that are extras, as far as they can be, and test them"
 	@echo "make study           the slower studies behind the report's claims; can be resumed"
+	@echo "make bench           every benchmark in full and its page in docs/benchmarks; an hour on an idle machine"
 	@echo "make check           ruff, pyright, layers, wiring"
 	@echo "make setup           only create $(VENV) from constraints.txt; PYTHON=python3.12 chooses the interpreter"
 
@@ -41,6 +42,16 @@ test-extras: setup
 
 study: setup
 	python -m studies
+
+# A peer that cannot be installed is left out, and its page says so.
+bench: setup
+	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[benchmarks]' \
+		|| echo "trl could not be installed, its cases are left out"
+	@set -e; for name in $$(python -m benchmarks list | cut -d ' ' -f 1); do \
+		echo "$$name"; \
+		python -m benchmarks $$name --json docs/benchmarks/$$name.json; \
+		python -m benchmarks $$name --pages; \
+	done
 
 check: setup
 	ruff check

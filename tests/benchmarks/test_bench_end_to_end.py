@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from project import HERE
+from retroformer.storage import read_json
+
+FLOW, DVC, STAGE = (
+    ["python", "flows/improve.py"],
+    ["python", "-c", "from dvc.cli import main"],
+    ["python", "bin/retroformer", "collect"],
+)
+WORKER = ["python", "-m", "joblib.externals.loky.backend.popen_loky_posix"]
+
+
+def process(bench: Any, started: float, words: list[str], bins: dict[int, dict[tuple[str, str], float]]) -> Any:
+    return bench("breakdown").Process(started, words, bins)
+
+
+def test_what_started_last_is_what_all_wait_for(bench: Any) -> None:
+    breakdown = bench("breakdown")
+    processes = [
+        process(bench, 0.0, FLOW, {0: {("", "imports"): 0.5}, 1: {("", "outside"): 0.5}, 2: {("", "outside"): 0.5}}),
+        process(bench, 0.5, DVC, {1: {("", "outside"): 0.5}, 2: {("", "outside"): 0.4}}),
+        process(bench, 0.8, STAGE, {1: {("collect", "imports"): 0.2}, 2: {("collect", "environments"): 0.1}}),
+    ]
+    seconds = breakdown.breakdown(processes, 0.0, 2.0)
+    assert seconds == pytest.approx(
+        {
+            ("", "imports of flow"): 0.5,
+            ("collect", "imports"): 0.2,
+            ("", "dvc"): 0.3 + 0.4,
+            ("collect", "environments"): 0.1,
+            ("", "interpreters starting and ending"): 0.5,
+        }
+    )
+    assert breakdown.orchestration(seconds) == pytest.approx(1 - 0.1 / 2.0)
+
+
+def test_waiting_is_split_as_the_workers_time_was(bench: Any) -> None:
+    worker = {("", "environments"): 0.3, ("", "data"): 0.1}
+    processes = [
+        process(bench, 0.0, STAGE, {place: {("collect", "waiting"): 0.5} for place in (0, 1)}),
+        process(bench, 0.1, WORKER, {1: worker}),
+        process(bench, 0.1, WORKER, {1: {("", "waiting"): 0.4}}),
+    ]
+    assert bench("breakdown").breakdown(processes, 0.0, 1.0) == pytest.approx(
+        {
+            ("collect", "workers starting"): 0.5,
+            ("collect", "environments"): 0.5 * 0.3 / 0.8,
+            ("collect", "data"): 0.5 * 0.1 / 0.8,
+            ("collect", "workers without work"): 0.5 * 0.4 / 0.8,
+        }
+    )
+
+
+def test_the_server_in_the_background_is_waited_for_by_nobody(bench: Any) -> None:
+    server = process(bench, 1.0, ["python", "-m", "uvicorn", "prefect.server.api"], {0: {("", "outside"): 0.5}})
+    flow = process(bench, 0.0, FLOW, {0: {("", "outside"): 0.5}})
+    assert bench("breakdown").breakdown([flow, server], 0.0, 0.5) == pytest.approx({("", "flow"): 0.5})
+
+
+@pytest.mark.parametrize(
+    ("stack", "expected"),
+    [
+        (["json/decoder.py", "/retroformer/stages/curate.py", "/retroformer/cli.py"], ("curate", "data")),
+        (
+            ["/x/torch/_tensor.py", "/retroformer/training/trainer.py", "/retroformer/stages/train.py"],
+            ("train", "model"),
+        ),
+        (
+            ["/x/torch/__init__.py", "<frozen importlib._bootstrap>", "/retroformer/stages/train.py"],
+            ("train", "imports"),
+        ),
+        (["/x/pandas/a.py", "/x/great_expectations/b.py", "/retroformer/stages/validate.py"], ("validate", "contract")),
+        (["/retroformer/policies/tree.py", "/retroformer/rollouts/engine.py", "/x/joblib/a.py"], ("", "data")),
+        (["threading.py", "/x/joblib/parallel.py", "/retroformer/stages/collect.py"], ("collect", "waiting")),
+        (["subprocess.py", "/x/dvc/cli.py"], ("", "outside")),
+    ],
+)
+def test_a_stack_says_what_is_done(stack: list[str], expected: tuple[str, str], bench: Any) -> None:
+    assert bench("sampler.sitecustomize").classify(stack) == expected
+
+
+def test_samples_add_up_to_the_life_of_a_process(bench: Any, tmp_path: Path) -> None:
+    source = "import time, os\ntime.sleep(0.7)\nif os.fork():\n    os.wait()\nelse:\n    time.sleep(0.3)\n"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(HERE / "benchmarks/sampler"),
+        "RETROFORMER_SAMPLES": str(tmp_path),
+    }
+    subprocess.run([sys.executable, "-c", source], env=environment, check=True)
+    parent, child = sorted(bench("breakdown").read_samples(tmp_path), key=lambda one: one.started)
+    lives = [sum(sum(seen.values()) for seen in one.bins.values()) for one in (parent, child)]
+    assert 0.9 < lives[0] < 5
+    assert 0.2 < lives[1] < lives[0]
+    assert parent.kind == "flow"
+    assert {key for seen in parent.bins.values() for key in seen} <= {("", "outside"), ("", "imports")}
+
+
+def test_a_copy_has_no_rounds(bench: Any, tmp_path: Path) -> None:
+    end_to_end = bench("end_to_end")
+    root = tmp_path / "copy"
+    end_to_end.copy_project(root, end_to_end.MICRO)
+    assert read_json(root / "data/champion.json")["closed_rounds"] == 0
+    assert not list(root.glob("data/**/*.dvc"))
+    assert "updates: 12\n" in (root / "params.yaml").read_text()
+    told = subprocess.run(["git", "status", "--porcelain"], cwd=root, check=True, capture_output=True, text=True)
+    assert told.stdout == ""
+
+
+def test_growth_of_a_small_history(bench: Any, tmp_path: Path) -> None:
+    measured = bench("growth").measure(tmp_path / "30", 30, 2)
+    assert set(measured) == {"curate", "train"}
+    assert all(one["seconds"] > 0 and one["peak_mb"] >= 0 for one in measured.values())
+    assert len(read_json(tmp_path / "30/training/train.json")["checkpoints"]) == 1
+
+
+@pytest.mark.slow
+def test_quick_report(bench: Any, tmp_path: Path) -> None:
+    told = json.loads(json.dumps(bench("end_to_end").measure(True).as_json()))
+    assert 0.3 < told["ratios"]["orchestration_share"] < 1
+    booked = sum(case["seconds"] for case in told["cases"] if case.get("kind") in ("work", "orchestration"))
+    assert booked == pytest.approx(told["model"]["wall_seconds"], rel=1e-6)
+    stages = {case["case"] for case in told["cases"] if case.get("kind") == "check"}
+    assert stages == {"collect", "validate", "curate", "train", "evaluate", "decide"}
