@@ -191,7 +191,7 @@ def test_episodes_lost_to_the_infrastructure_have_no_success(challenger, monkeyp
 
     monkeypatch.setattr(engine, "make", flaky)
     kept = hash_directory(challenger / "data/evaluation")
-    message = r"episodes ended in error, .* collect\.max_errors = 0\.05 of 34 .*: no answer"
+    message = r"episodes ended in error, .* collect\.max_errors = 0\.05 of 42 .*: no answer"
     with pytest.raises(EnvironmentFault, match=message):
         run_evaluate(challenger, tiny_config(evaluate__looks=1))
     assert hash_directory(challenger / "data/evaluation") == kept
