@@ -37,7 +37,9 @@ def test_what_training_leaves(made_challenger):
     curve = rows(data / "training/curve.csv")
     assert [int(row["update"]) for row in curve] == list(range(1, 13))
     assert [row["update"] for row in curve if row["score"]] == ["6", "12"]
-    wanted = "loss policy_loss value_loss entropy kl ess clipped grad_norm agreement kl_reference learning_rate tiers score"
+    wanted = (
+        "loss policy_loss value_loss entropy kl ess clipped grad_norm agreement kl_reference learning_rate tiers score"
+    )
     assert list(curve[0]) == ["update", *wanted.split()]
     schedule = rows(data / "training/schedule.csv")
     assert list(schedule[0]) == ["update", "tiers_admitted", "signal"]
@@ -54,7 +56,7 @@ def test_the_built_policy_knows_every_word_of_its_tasks(made_challenger):
     policy = load(made_challenger / "data/challenger")
     played = read_trajectories(made_challenger / "data/batches")
     said = {word for one in played for step in one.steps for word in step.observation.split()}
-    words, generated = words_of(played)
+    words, generated, phrases = words_of(played)
     assert said <= set(words)
     assert not generated
     unknown = policy.tokenizer.unk_token_id
@@ -63,9 +65,9 @@ def test_the_built_policy_knows_every_word_of_its_tasks(made_challenger):
 
 def test_environments_that_list_no_words_add_those_of_their_history_to_what_others_list():
     told = {"description": "pick red_ball", "name": "P6N3"}
-    known, _ = words_of([make_trajectory(**told)])
-    alone, _ = words_of([make_trajectory(environment="nowhere.Zoo", name="x", description="feed it")])
-    both, _ = words_of(
+    known, *_ = words_of([make_trajectory(**told)])
+    alone, *_ = words_of([make_trajectory(environment="nowhere.Zoo", name="x", description="feed it")])
+    both, *_ = words_of(
         [make_trajectory(**told), make_trajectory(environment="toy_text", name="Taxi", description="feed it")]
     )
     assert {"pick", "red_ball", "green_door_open@f1l2", "left"} <= set(known)  # compact text, that is
