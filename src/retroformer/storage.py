@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -199,8 +200,12 @@ def read_json(path: Path) -> Any:
 def write_tables(directory: Path, episodes: Iterable[dict[str, Any]], steps: Iterable[dict[str, Any]]) -> None:
     """Write rows as ``episodes.parquet`` and ``steps.parquet`` into an existing folder."""
     directory = Path(directory)
-    pq.write_table(pa.Table.from_pylist(list(episodes), EPISODES), directory / "episodes.parquet")
-    pq.write_table(pa.Table.from_pylist(list(steps), STEPS), directory / "steps.parquet")
+    for name, rows, schema in (("episodes", iter(episodes), EPISODES), ("steps", iter(steps), STEPS)):
+        # Some at a time: a row as a dictionary takes many times what it takes in a table.
+        parts = [pa.Table.from_pylist([], schema)]
+        while some := list(islice(rows, ROWS)):
+            parts.append(pa.Table.from_pylist(some, schema))
+        pq.write_table(pa.concat_tables(parts).combine_chunks(), directory / f"{name}.parquet")
 
 
 def write_trajectories(directory: Path, trajectories: Iterable[Trajectory]) -> None:
@@ -361,7 +366,7 @@ def _runs_of_steps(directory: Path) -> Iterator[tuple[str, list[tuple[int, Step]
                         observation=observation,
                         action=action,
                         reward=reward,
-                        admissible_actions=None if admissible is None else tuple(admissible),
+                        admissible_actions=None if admissible is None else _one_of_alike(tuple(admissible)),
                         token_ids=None if tokens is None else tuple(tokens),
                         logprob=logprob,
                     ),
@@ -369,6 +374,12 @@ def _runs_of_steps(directory: Path) -> Iterator[tuple[str, list[tuple[int, Step]
                 for _, t, observation, action, reward, admissible, tokens, logprob in run
             ],
         )
+
+
+@lru_cache(maxsize=1 << 8)
+def _one_of_alike(actions: tuple[str, ...]) -> tuple[str, ...]:
+    """The same actions as one object: they repeat from step to step, and many steps may be held."""
+    return actions
 
 
 def _append(mine: list[Step], id: str, run: list[tuple[int, Step]], directory: Path) -> None:
