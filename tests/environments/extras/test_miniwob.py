@@ -29,9 +29,9 @@ def test_a_wrong_click_is_a_failure_with_minus_one(made) -> None:
 
 
 def test_text_is_typed_into_the_element(made) -> None:
+    environment = made("miniwob:enter-text")
     from retroformer.environments.miniwob import focus_and_type
 
-    environment = made("miniwob:enter-text")
     observation, info = environment.reset(seed=1)
     text = info["task"].split('"')[1]
     field = int(observation.split()[0])
@@ -51,9 +51,9 @@ def test_it_keeps_the_contract(made, task: str) -> None:
 
 
 def test_a_call_on_nothing_raises(made) -> None:
+    environment = made("miniwob:click-button")
     from retroformer.environments.miniwob import click
 
-    environment = made("miniwob:click-button")
     environment.reset(seed=0)
     for action in (click(999), "click 4", '<tool_call>\n{"name": "click", "arguments": {"ref": true}}\n</tool_call>'):
         with pytest.raises(EnvironmentFault, match=r"cannot do .* now: expected one call of click"):

@@ -18,9 +18,9 @@ def test_it_keeps_the_contract(made, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_subset_is_offered_and_the_gold_path_may_leave_it(made) -> None:
+    environment = made(FIND)
     from retroformer.environments.scienceworld import OFFERED
 
-    environment = made(FIND)
     _, info = environment.reset(seed=0)
     total, over, left = environment.world.lastStepScore / 100, False, 0  # the points that it starts with
     while not over:
