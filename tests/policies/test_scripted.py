@@ -104,3 +104,23 @@ def test_an_environment_without_an_expert_is_told():
         load_scripted("scripted:babyai-bot").act([Decision(0, 0, "", "", ACTIONS, 0.5, object())])
     with pytest.raises(PolicyError, match="no action to choose in slot 3 at step 2"):
         load_scripted("scripted:random").act([Decision(3, 2, "", "", (), 0.5)])
+
+
+class Spoken:
+    """An environment in text mode."""
+
+    def expert_action(self):
+        return "help"
+
+    def possible_actions(self):
+        return ("wave", "shout")
+
+
+def test_in_text_mode_the_noise_is_among_what_the_environment_names_and_nothing_is_known_of_it():
+    agent = load_scripted("scripted:desk?noise=0.3")
+    grid = [agent.act([Decision(0, 0, "", "", None, (k + 0.5) / 100, Spoken())])[0] for k in range(100)]
+    # wave and shout have .1 each, help what is left.
+    assert [choice.action for choice in grid] == ["wave"] * 10 + ["shout"] * 10 + ["help"] * 80
+    assert {(choice.logprob, choice.probabilities, choice.token_ids) for choice in grid} == {(None, (), None)}
+    (random,) = load_scripted("scripted:random").act([Decision(0, 0, "", "", None, 0.9, Spoken())])
+    assert (random.action, random.logprob) == ("shout", None)

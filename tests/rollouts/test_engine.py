@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from retroformer.chat import describe_tools
 from retroformer.errors import PolicyError
 from retroformer.policies.agent import Choice
 from retroformer.rollouts import engine
@@ -241,3 +242,64 @@ def test_attempts_at_one_task_differ_and_missions_share_their_chance(log):
 def test_no_episodes_is_no_work(log):
     agent, played = run([])
     assert (agent.calls, played) == ([], [])
+
+
+TOOLS = [{"name": "look", "description": "Look around.", "parameters": {"type": "object", "properties": {}}}]
+
+
+class Talking(FakeEnvironment):
+    """Lists no actions; told ``end`` it ends."""
+
+    def reset(self, *, seed, options=None):
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, {"task": info["task"], "mission": info["mission"], "tools": TOOLS}
+
+    def step(self, action):
+        observation, reward, *ends, info = super().step(action)
+        return f"{observation} after {action}", reward, *ends, {name: info[name] for name in info if name == "success"}
+
+
+class Writer(FakeAgent):
+    """Chooses where it can; else writes, and the second time is cut."""
+
+    def act(self, decisions):
+        chosen = super().act([one for one in decisions if one.admissible_actions])
+        written = [
+            Choice(f"said {one.t} of {one.max_new_tokens}", -2.0, (), (7, one.t), cut=one.t == 1)
+            for one in decisions
+            if one.admissible_actions is None
+        ]
+        return [chosen.pop(0) if one.admissible_actions else written.pop(0) for one in decisions]
+
+
+def test_an_environment_that_lists_no_actions_is_played_in_text_mode_beside_one_that_does(monkeypatch):
+    kinds = {"talk": Talking}
+    monkeypatch.setattr(
+        engine, "make", lambda name, text, actions: kinds.get(name[5:9], FakeEnvironment)(name.replace("talk", "x"), [])
+    )
+    _, played = run(["talk-3", "x-2", "talk-1"], agent=Writer(), max_new_tokens=9)
+    by_seed = {one.episode.seed: one for one in played}
+    spoken = by_seed[0].trajectory
+    assert [(s.observation, s.action, s.admissible_actions, s.token_ids, s.logprob) for s in spoken.steps] == [
+        ("0.0", "said 0 of 9", None, (7, 0), -2.0),
+        ("0.1 after said 0 of 9", "said 1 of 9", None, (7, 1), -2.0),
+        ("0.2 after said 1 of 9", "said 2 of 9", None, (7, 2), -2.0),
+    ]
+    assert spoken.task.description == f"go 0\n\n{describe_tools(TOOLS)}"
+    assert (spoken.outcome, by_seed[0].cut, by_seed[2].cut) == (Outcome.SUCCESS, 1, 0)
+    chosen = by_seed[1].trajectory
+    assert {(s.admissible_actions, s.token_ids) for s in chosen.steps} == {(("a", "b"), None)}
+    assert chosen.task.description == "go 1"
+
+
+def test_a_mission_that_the_environment_cannot_swap_is_swapped_from_outside(monkeypatch):
+    class Plain(Talking):
+        def reset(self, *, seed, options=None):
+            _, info = super().reset(seed=seed, options={"mission": "true"})
+            return f"please {info['task']}", {"task": info["task"]}
+
+    monkeypatch.setattr(engine, "make", lambda name, text, actions: Plain(name, []))
+    episode = Episode("fake:x-1", 4, "gate", "shuffled")
+    (one,) = play(Writer(), [episode], Conditions(5, "compact", "token", 1))
+    assert one.trajectory.task.description not in ("", "go 4")
+    assert one.trajectory.steps[0].observation == f"please {one.trajectory.task.description}"

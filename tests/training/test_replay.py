@@ -85,3 +85,15 @@ def test_success_by_task():
     replay = Replay(policy(), [WON, LOST, OTHER], discount=1.0, baseline="none")
     assert replay.per_task([WON.id, LOST.id, OTHER.id]) == {"P5N2": 1.0, "P6N3": 0.5}
     assert torch.equal(replay.success, torch.tensor([True, False, True]))
+
+
+def test_steps_of_both_modes_lie_side_by_side_and_the_generated_ones_are_marked():
+    made = build(PolicyConfig(model="", width=8, layers=1, heads=2), WORDS, seed=0, layout=Layout.words(generated=True))
+    written = replace(WON, steps=tuple(replace(step, admissible_actions=None, logprob=None) for step in WON.steps))
+    mixed = replace(OTHER, id="mixed", steps=(*LOST.steps, written.steps[0]))
+    replay = Replay(made, [replace(written, id="written"), mixed, LOST], discount=1.0, baseline="none")
+    batch = replay.minibatch(["written", "mixed", LOST.id], [1.0] * 3)
+    assert batch.generated_bt.tolist() == [[True] * 3, [False, False, True], [False] * 3]
+    assert batch.action_mask_bta.sum(-1).tolist() == [[1, 1, 1], [3, 3, 1], [3, 3, 0]]
+    assert batch.behaviour_logprobs_bt.isnan().tolist() == [[True] * 3, [False, False, True], [False, False, True]]
+    assert not replay.minibatch([LOST.id], [1.0]).generated_bt.any()
