@@ -65,20 +65,34 @@ def tree_attention(
     `branches` are the chunks with their additive masks [B, 1, Q, K], behind a causal trunk; `attention_mask` counts
     only where they are None, which is no tree.
     """
-    if branches is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if not branches:
-        return sdpa_attention_forward(module, query, key, value, None, **options)
+        return _attend(module, query, key, value, attention_mask if branches is None else None, options), None
     trunk = branches[0][0].start
-    seen = (query[:, :, :trunk], key[:, :, :trunk], value[:, :, :trunk])
-    parts = [sdpa_attention_forward(module, *seen, None, **options)[0]]
+    parts = [_attend(module, query[:, :, :trunk], key[:, :, :trunk], value[:, :, :trunk], None, options)]
     for one, mask in branches:
         keys, values = (
             torch.cat([states[:, :, : one.reach], states[:, :, one.first : one.stop]], 2) for states in (key, value)
         )
-        part, _ = sdpa_attention_forward(module, query[:, :, one.start : one.stop], keys, values, mask, **options)
-        parts.append(part)
+        parts.append(_attend(module, query[:, :, one.start : one.stop], keys, values, mask, options))
     return torch.cat(parts, 1), None
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """The library's ``sdpa``, [B, L, H, d]; without its copies of keys shared by heads where no kernel needs them."""
+    if mask is None or query.device.type != "cpu" or key.shape[1] == query.shape[1]:
+        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+    dropout, scale = options.get("dropout", 0.0), options.get("scaling")
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=True
+    )
+    return attended.transpose(1, 2)
 
 
 ALL_ATTENTION_FUNCTIONS.register(PREFIX_TREE, tree_attention)
