@@ -178,3 +178,18 @@ def test_a_foreign_model_is_told_in_sentences(tmp_path):
     policy.tokenizer.save_pretrained(tmp_path)
     assert load(tmp_path).layout == Layout.sentences()
     assert load(tmp_path, layout=Layout()).layout == Layout()
+
+
+def test_for_actions_of_several_words_a_head_of_the_later_layers_begins_by_looking_back():
+    config = PolicyConfig(model="", width=64, layers=2, heads=4)
+
+    def looks_back(policy):
+        policy.model.set_attn_implementation("eager")
+        tokens = torch.randint(2, 2 + len(WORDS), (1, 60), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            attentions = policy.model(tokens, output_attentions=True).attentions
+        return [float(layer[0, 0].diagonal(-1)[5:].mean()) for layer in attentions]
+
+    plain, turned = (looks_back(build(config, WORDS, seed=0, phrases=phrases)) for phrases in (False, True))
+    assert turned[1] > 4 * plain[1]
+    assert turned[0] < 2 * plain[0]

@@ -59,6 +59,7 @@ def test_the_built_policy_knows_every_word_of_its_tasks(made_challenger):
     words, generated, phrases = words_of(played)
     assert said <= set(words)
     assert not generated
+    assert not phrases
     unknown = policy.tokenizer.unk_token_id
     assert not any(unknown in window.tokens for one in played for window in policy.windows(one))
 

@@ -31,14 +31,19 @@ from retroformer.storage import hash_directory, read_json
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 SPECIAL = ("<pad>", "<unk>")
+LOOK = 1.7
+"""How sharply a head of `look_back` looks: a sixth of its weight is on the token before, without it a fortieth."""
 CONTEXT = 1024
 """Window of a built model, in tokens; the longest default episode takes about 300."""
 
 
 def build(
-    config: PolicyConfig, words: Iterable[str], *, seed: int, layout: Layout | None = None
+    config: PolicyConfig, words: Iterable[str], *, seed: int, layout: Layout | None = None, phrases: bool = False
 ) -> LanguageModelPolicy:
-    """A fresh Llama of `config`'s size whose vocabulary is `words`; a word it does not know is ``<unk>``."""
+    """A fresh Llama of `config`'s size whose vocabulary is `words`; a word it does not know is ``<unk>``.
+
+    `phrases` says that it chooses among actions of several words, see `look_back`.
+    """
     layout = layout or Layout()
     if layout.condition_on_return:
         words = [*words, "return", *(f"{tenth / 10:.1f}" for tenth in range(-10, 11))]
@@ -66,6 +71,8 @@ def build(
         )
     )
     initialise(model, list(vocabulary), torch.Generator().manual_seed(seed))
+    if phrases:
+        look_back(model)
     return LanguageModelPolicy(model, tokenizer, layout)
 
 
@@ -98,6 +105,26 @@ def initialise(model: Any, words: list[str], generator: torch.Generator) -> None
         model.get_input_embeddings().weight.copy_(torch.stack([vector(word) for word in words]))
         output = model.get_output_embeddings().weight
         output.copy_(torch.randn(output.shape, generator=generator) * 0.02)
+
+
+def look_back(model: Any) -> None:
+    """Let one head of each layer but the first begin by looking at the last few tokens, most at the one before.
+
+    What to do is read where the prompt ends; the second word of an action, read one token later, must find it there
+    (measured on ``turn left`` and the like, see docs/studies/words.md). A component that all embeddings share gives
+    the head one and the same query and key, the query turned back by one position (Su et al. 2021, eq. 14).
+    """
+    heads = model.config.num_attention_heads
+    size = model.config.hidden_size // heads
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 0] = 1.0
+        angles = model.model.rotary_emb.inv_freq.float()
+        cos, sin = angles.cos(), angles.sin()
+        for layer in model.model.layers[1:]:
+            for states in (layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight):
+                states[:size] *= 0.3
+            layer.self_attn.k_proj.weight[:size, 0] = LOOK
+            layer.self_attn.q_proj.weight[:size, 0] = LOOK * torch.cat([cos + sin, cos - sin])
 
 
 def load(source: str | Path, *, layout: Layout | None = None, condition_on_return: bool = False) -> LanguageModelPolicy:

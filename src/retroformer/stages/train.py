@@ -156,9 +156,9 @@ def prepare(
     elif policy.model:
         model = load(policy.model, condition_on_return=config.condition_on_return)
     else:
-        words, generated = words_of(stream_trajectories(batches))
+        words, generated, phrases = words_of(stream_trajectories(batches))
         layout = Layout.words(generated=generated, condition_on_return=config.condition_on_return)
-        model = build(policy, words, seed=seed, layout=layout)
+        model = build(policy, words, seed=seed, layout=layout, phrases=phrases)
     width = model.model.config.hidden_size
     if start is not None and not policy.model and width != policy.width:
         raise ConfigError(
@@ -225,10 +225,10 @@ def train_baseline(
     return report
 
 
-def words_of(trajectories: Iterable[Trajectory]) -> tuple[list[str], bool]:
+def words_of(trajectories: Iterable[Trajectory]) -> tuple[list[str], bool, bool]:
     """Every word of the history and, where its environments can name them, those that they may still say.
 
-    Also whether an action was generated rather than chosen.
+    Also whether an action was generated rather than chosen, and whether one that could be chosen has several words.
     """
     from retroformer.environments import lexicon
 
@@ -248,13 +248,14 @@ def words_of(trajectories: Iterable[Trajectory]) -> tuple[list[str], bool]:
                 texts.update(step.admissible_actions)
     words |= {word for text in texts for word in text.split()}
     listed: set[str] = set()
+    phrases = any(" " in action for action in texts)
     for text in ("compact", "plain"):
         try:
-            known = set(lexicon(sorted(names), text, "words" if any(" " in action for action in texts) else "token"))
+            known = set(lexicon(sorted(names), text, "words" if phrases else "token"))
         except EnvironmentFault:  # logs of an environment that is not here
             break
         listed = max(listed, known, key=lambda one: len(one & words))
-    return sorted(words | listed), generated
+    return sorted(words | listed), generated, phrases
 
 
 def described(start: Pin | None, policy: PolicyConfig) -> str:
