@@ -182,14 +182,15 @@ def test_a_foreign_model_is_told_in_sentences(tmp_path):
 
 def test_for_actions_of_several_words_a_head_of_the_later_layers_begins_by_looking_back():
     config = PolicyConfig(model="", width=64, layers=2, heads=4)
+    words = [f"w{place}" for place in range(500)]
 
     def looks_back(policy):
         policy.model.set_attn_implementation("eager")
-        tokens = torch.randint(2, 2 + len(WORDS), (1, 60), generator=torch.Generator().manual_seed(0))
+        tokens = torch.randint(2, len(words), (4, 60), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             attentions = policy.model(tokens, output_attentions=True).attentions
-        return [float(layer[0, 0].diagonal(-1)[5:].mean()) for layer in attentions]
+        return [float(layer[:, 0].diagonal(-1, -2, -1)[:, 10:].mean()) for layer in attentions]
 
-    plain, turned = (looks_back(build(config, WORDS, seed=0, phrases=phrases)) for phrases in (False, True))
+    plain, turned = (looks_back(build(config, words, seed=0, phrases=phrases)) for phrases in (False, True))
     assert turned[1] > 4 * plain[1]
     assert turned[0] < 2 * plain[0]
