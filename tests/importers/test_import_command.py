@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import typing
 from pathlib import Path
 
 import pytest
 
 from retroformer import cli
+from retroformer.config import CollectConfig
+from retroformer.importers.formats import FORMATS
 from retroformer.storage import read_trajectories
 from tiny_logs import REFUND, write_lines
 
@@ -32,6 +35,10 @@ def test_the_counts_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["export", "out", "--format", "atif", "--out", "runs.atif.jsonl"]) == 0
     assert json.loads(Path("runs.atif.jsonl").read_text())["schema_version"] == "ATIF-v1.8"
     assert capsys.readouterr().out == "export: 1 trajectories to runs.atif.jsonl\n"
+
+
+def test_parameters_and_command_know_the_same_formats() -> None:
+    assert typing.get_args(CollectConfig.model_fields["format"].annotation) == tuple(FORMATS)
 
 
 def test_a_field_and_a_function_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,8 @@ def test_rewards_of_steps_stay_where_they_are(tmp_path: Path) -> None:
     [found] = read_trajectories(tmp_path / "out")
     assert found.rewards == (0.25, 0.5)
     assert found.outcome is Outcome.SUCCESS
+    report = import_chat(tmp_path, [{"messages": messages, "success": True}], highest=0.4, afresh=True)
+    assert report["reasons"] == {"reward_out_of_range": 1}
 
 
 def test_attempts_are_linked_whatever_the_order(tmp_path: Path) -> None:

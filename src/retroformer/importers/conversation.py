@@ -140,7 +140,10 @@ def trajectory_of(run: Run, source: str, rules: Rules) -> Trajectory:
     verdict = Verdict(Outcome.ERROR)
     if not run.error:
         verdict = rules.outcome.judge(run.fields, run.assessments, lambda: made("", Outcome.UNKNOWN))
-    if verdict.reward and all(turn.reward is None for turn in run.turns):
+    logged = [turn.reward for turn in run.turns if turn.reward is not None]
+    for reward in logged:
+        rules.outcome.check(reward, "the reward of a step")
+    if verdict.reward and not logged:
         last = steps[-1]
         steps[-1] = Step(last.observation, last.action, verdict.reward, None, last.token_ids, last.logprob)
     return made(content_id(run, task, steps, verdict.outcome), verdict.outcome)

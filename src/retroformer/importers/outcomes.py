@@ -76,6 +76,11 @@ class OutcomeRule:
         said = self._verdict(truth, success_field or f"assessment {self.assessment}")
         return Verdict(said.outcome, number) if number is not None else said
 
+    def check(self, reward: float, name: str) -> None:
+        """Raise Rejected where a reward is outside of the stated range."""
+        if not self.lowest <= reward <= self.highest:
+            raise Rejected("reward_out_of_range", f"{name} is {reward:g}, expected {self.lowest:g} to {self.highest:g}")
+
     def _verdict(self, value: Any, name: str) -> Verdict:
         if isinstance(value, Outcome):
             return Verdict(value, 1.0 if value is Outcome.SUCCESS else 0.0)
