@@ -4,10 +4,12 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from retroformer.config import PolicyConfig
 from retroformer.errors import DataError, PolicyError
+from retroformer.policies.agent import Decision
 from retroformer.policies.checkpoints import build, load
 from retroformer.policies.layout import Layout
 from retroformer.storage import hash_directory
@@ -194,3 +196,26 @@ def test_for_actions_of_several_words_a_head_of_the_later_layers_begins_by_looki
     plain, turned = (looks_back(build(config, words, seed=0, phrases=phrases)) for phrases in (False, True))
     assert turned[1] > 4 * plain[1]
     assert turned[0] < 2 * plain[0]
+
+
+def test_a_tokenizer_with_no_pad_no_end_and_no_chat_template_serves(tmp_path):
+    words = {word: index for index, word in enumerate(("Task:", "Observation:", "Action:", *WORDS))}
+    raw = Tokenizer(models.WordLevel(words, unk_token="go"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    bare = PreTrainedTokenizerFast(tokenizer_object=raw)
+    assert (bare.pad_token_id, bare.eos_token_id, bare.chat_template) == (None, None, None)
+    tiny_policy("llama").model.save_pretrained(tmp_path)
+    bare.save_pretrained(tmp_path)
+    policy = load(tmp_path)
+    assert policy.layout == Layout.sentences()
+    agent = policy.agent(2)
+    decisions = [
+        Decision(slot, 0, "w0 w1", observation, ("left", "turn_left go"), 0.5)
+        for slot, observation in enumerate(("red_ball w1", "w1"))
+    ]
+    for decision, choice in zip(decisions, agent.act(decisions), strict=True):
+        actions = decision.admissible_actions
+        seen = told([(decision.observation, actions, actions.index(choice.action))])
+        with torch.no_grad():
+            scores = policy.score(policy.collate(policy.windows(seen)))
+        torch.testing.assert_close(scores[0, 0].exp(), torch.tensor(choice.probabilities), atol=1e-5, rtol=0)

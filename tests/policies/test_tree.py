@@ -1,15 +1,19 @@
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from retroformer.errors import PolicyError
+from retroformer.policies import batch, exactness, tree
 from retroformer.policies.tree import grow, windows
 from tiny import FAMILIES, WORDS, plain_scores, tiny_policy, told
 
 POLICIES = {family: tiny_policy(family) for family in FAMILIES}
+SHORT = {family: tiny_policy(family, context=16) for family in FAMILIES}
+DOUBLE = {family: tiny_policy(family, double=True) for family in FAMILIES}
 
 
 @st.composite
@@ -42,12 +46,12 @@ def tree_scores(policy, *batch, temperature=1.0):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=6, deadline=None)
-@given(batch=st.lists(trajectories(), min_size=1, max_size=2))
-def test_one_forward_of_the_tree_scores_every_action_as_its_own_forward_does(family, batch):
+@given(several=st.lists(trajectories(), min_size=1, max_size=2))
+def test_one_forward_of_the_tree_scores_every_action_as_its_own_forward_does(family, several):
     policy = POLICIES[family]
     with torch.no_grad():
-        scores = tree_scores(policy, *batch)
-        for one, own in zip(batch, scores, strict=True):
+        scores = tree_scores(policy, *several)
+        for one, own in zip(several, scores, strict=True):
             for step, expected in enumerate(plain_scores(policy, one)):
                 torch.testing.assert_close(own[step, : len(expected)], expected, atol=1e-4, rtol=0)
                 assert bool((own[step, len(expected) :] == -torch.inf).all())
@@ -59,22 +63,43 @@ BRANCHED = told(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_are_those_of_the_plain_computation(family):
-    policy = tiny_policy(family, double=True)
-    weights = torch.randn(3, 3, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+@settings(max_examples=3, deadline=None)
+@given(trajectory=trajectories(most=6), width=st.sampled_from([1, 2, 5]), block=st.sampled_from([0, 1, 3]))
+def test_windows_chunks_and_blocks_of_any_size_score_alike(family, trajectory, width, block):
+    """Histories that start anew, branches cut into small chunks, and tries into small blocks."""
+    policy = SHORT[family]
+    grow.cache_clear()
+    with torch.no_grad(), mock.patch.object(batch, "WIDTH", width), mock.patch.object(tree, "BLOCK", block):
+        laid = policy.windows(trajectory)
+        scores = policy.score(policy.collate(laid))
+        for window, own in zip(laid, scores, strict=True):
+            for root, actions, row in zip(window.roots, window.actions, own, strict=False):
+                expected = exactness.plain_scores(policy, window.tokens[: root + 1], actions)
+                torch.testing.assert_close(row[: len(actions)], expected, atol=1e-4, rtol=0)
+    grow.cache_clear()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=4, deadline=None)
+@given(trajectory=trajectories())
+@example(trajectory=BRANCHED)
+def test_gradients_are_those_of_the_plain_computation(family, trajectory):
+    policy = DOUBLE[family]
+    weights = torch.randn(3, 5, dtype=torch.double, generator=torch.Generator().manual_seed(1))
 
     def gradients(scores):
         policy.model.zero_grad()
-        sum((weights[step, : len(row)] * row).sum() for step, row in enumerate(scores)).backward()
+        torch.stack([(weights[step, : len(row)] * row).sum() for step, row in enumerate(scores)]).sum().backward()
         return [parameter.grad.clone() for parameter in policy.model.parameters()]
 
     rows = [
         row[: len(step.admissible_actions)]
-        for row, step in zip(tree_scores(policy, BRANCHED)[0], BRANCHED.steps, strict=True)
+        for row, step in zip(tree_scores(policy, trajectory)[0], trajectory.steps, strict=True)
     ]
-    tree, plain = gradients(rows), gradients(plain_scores(policy, BRANCHED))
-    for ours, expected in zip(tree, plain, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()) + 1e-12)
+    ours, plain = gradients(rows), gradients(plain_scores(policy, trajectory))
+    scale = max(float(gradient.abs().max()) for gradient in plain)
+    for one, expected in zip(ours, plain, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()) + 1e-9 * scale)
 
 
 def test_the_gradient_of_log_pi_matches_finite_differences():
@@ -127,14 +152,14 @@ def test_a_full_window_with_branches_leaves_no_position_beyond_the_table():
 
 
 def test_actions_of_one_token_need_no_branch():
-    batch = POLICIES["llama"].collate(
+    laid = POLICIES["llama"].collate(
         POLICIES["llama"].windows(told([("w5", ("w0", "w1"), 0), ("w6", ("w2", "w3"), 1)]))
     )
-    assert not batch.branches
-    assert batch.positions_bl is None
+    assert not laid.branches
+    assert laid.positions_bl is None
     # Task w0 w1, w5, w0, w6; the last action is not fed.
-    assert batch.tokens_bl.tolist() == [[2, 3, 7, 2, 8]]
-    assert batch.score_n.tolist() == [2, 4]
+    assert laid.tokens_bl.tolist() == [[2, 3, 7, 2, 8]]
+    assert laid.score_n.tolist() == [2, 4]
 
 
 def test_actions_that_begin_alike_share_their_nodes():
