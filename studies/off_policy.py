@@ -19,7 +19,7 @@ import numpy as np
 
 from retroformer.config import Config, load_config
 from retroformer.environments.splits import seeds
-from retroformer.evaluation.off_policy import assessment, improvement
+from retroformer.evaluation.off_policy import assessment, evidence, improvement
 from retroformer.evaluation.off_policy.logs import Logs, Scored, score
 from retroformer.progress import progress
 from retroformer.rollouts.engine import Conditions, Episode
@@ -29,13 +29,13 @@ from retroformer.types import Trajectory
 from studies.arms import FIRST_AGENT, ROOT, configure, history
 from studies.pages import table
 
-SEEDS = 24
+SEEDS = 20
 """Independent logs of the default size for each pair."""
 DEFAULT = 1320
 """The evaluation share (a fifth) of the default 6,600 episodes."""
-SIZES = {330: 24, 2640: 12, 5280: 6}
+SIZES = {330: 20, 2640: 8, 5280: 4}
 """Other sizes of logs, and how many disjoint ones."""
-TRUTH = {"bot": 16_000, "model": 6_000}
+TRUTH = {"bot": 16_000, "model": 4_800}
 """Episodes that each kind of policy plays to know its value."""
 TRAINED = {
     "topr": (("train.updates", 1400),),
@@ -228,9 +228,12 @@ def estimates(behaviour: Agent, target: Agent, size: int, count: int) -> list[Re
 def answer_of(logs: Logs, view: assessment.View) -> Result:
     """Evidence, refusal and the interval of the improvement; the interval also where it would not be given."""
     found = improvement.improvement([view.ratios], logs.instance_n, CONFIDENCE, view.evidence.ess)
-    whole = assessment.assess(logs, view, None, CONFIDENCE)
-    methods = {one["method"]: one["mean"] for one in whole.get("estimates", ())}
-    return {**view.evidence.to_dict(), **found._asdict(), "refused": whole["refused"], "methods": methods}
+    sizes = {"all": (view.evidence.trajectories, view.evidence.ess)}
+    reference = improvement.reference_of([view.ratios])
+    methods = {name: of(view.ratios).value for name, of in improvement.METHODS.items()}
+    methods[improvement.ANSWER] = improvement.answer(view.ratios, reference).value
+    refused = evidence.refusal(view.evidence, sizes)
+    return {**view.evidence.to_dict(), **found._asdict(), "refused": refused, "methods": methods}
 
 
 def summary(behaviour: Agent, target: Agent, size: int, count: int) -> Result:
