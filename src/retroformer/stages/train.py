@@ -103,6 +103,7 @@ def train(
         "baselines": baselines,
         "diagnostics": {name: last[name] for name in ("kl", "ess", "clipped", "entropy", "grad_norm", "agreement")},
         **asdict(trainer.choice),
+        "scoring": trainer.policy.method,
         "batch_bytes": trainer.memory.budget,
         "checkpointing": trainer.checkpointing,
     }
