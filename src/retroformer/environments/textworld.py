@@ -17,15 +17,18 @@ from typing import Any
 import textworld  # pyright: ignore[reportMissingImports]
 from textworld.challenges import CHALLENGES  # pyright: ignore[reportMissingImports]
 from textworld.generator import compile_game  # pyright: ignore[reportMissingImports]
+from textworld.generator.chaining import QuestGenerationError  # pyright: ignore[reportMissingImports]
 
 from retroformer.environments.splits import official
 from retroformer.errors import EnvironmentFault
 
 MAX_STEPS = 50
+TRIES, SPREAD = 20, 10_000
+"""Seeds that are tried for a game, this far apart, so that no other game is met."""
 GAMES = {"train": 64, "dev": 32, "test": 32}
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"coin-collector-{level}": ("tw-coin_collector", {"level": level}) for level in (5, 10, 20)},
-    **{f"treasure-hunter-{level}": ("tw-treasure_hunter", {"level": level}) for level in (5, 10, 20)},
+    **{f"treasure-hunter-{level}": ("tw-treasure_hunter", {"level": level}) for level in (5, 10)},
     "simple": ("tw-simple", {"rewards": "dense", "goal": "brief", "test": False}),
 }
 INFOS = textworld.EnvInfos(
@@ -56,18 +59,30 @@ def compiled(task: str, number: int) -> Path:
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-            challenge, settings = TASKS[task]
             options = textworld.GameOptions()
-            options.seeds = number
             options.path = str(Path(made) / "new" / "game.z8")
             options.grammar.only_last_action = True
-            compile_game(CHALLENGES[challenge][1](dict(settings), options), options)
+            compile_game(generated(task, number, options), options)
             try:
                 os.rename(Path(made) / "new", folder)
             except OSError:
                 if not folder.is_dir():
                     raise
     return folder / "game.z8"
+
+
+def generated(task: str, number: int, options: Any) -> Any:
+    """The game that `number` names, or the first after it that can be: some seeds' maps have no room for the quest."""
+    challenge, settings = TASKS[task]
+    for attempt in range(TRIES):
+        options.seeds = number + attempt * SPREAD
+        try:
+            return CHALLENGES[challenge][1](dict(settings), options)
+        except QuestGenerationError:
+            continue
+    raise EnvironmentFault(
+        f"textworld:{task} has no game for seeds {number}, {number + SPREAD}, ...: {TRIES} were tried"
+    )
 
 
 class TextWorld:

@@ -62,6 +62,17 @@ def test_a_compiled_game_is_found_again(made, few_games) -> None:
     assert all(folder.name.startswith("coin-collector-5-") for folder in cache().iterdir())
 
 
+def test_a_seed_that_has_no_game_gives_the_next(made) -> None:
+    made(COIN)
+    import textworld
+
+    from retroformer.environments.textworld import generated
+
+    options = textworld.GameOptions()
+    games = [generated("treasure-hunter-10", number, options) for number in range(1000, 1003)]
+    assert len({game.objective for game in games}) > 1
+
+
 def test_what_a_game_does_not_offer_raises(made, few_games) -> None:
     environment = made(COIN)
     with pytest.raises(EnvironmentFault, match="cannot do 'look' now, it is not running: reset it"):
