@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     torch.set_num_threads(1)
     report = importlib.import_module(f"benchmarks.{options.name.replace('-', '_')}").measure(options.quick)
+    report.quick = options.quick
     for line in report.skipped:
         print(f"skipped: {line}")
     for key, value in report.ratios.items():

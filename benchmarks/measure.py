@@ -39,6 +39,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     """How it was measured, and what is unfair to whom."""
     skipped: list[str] = field(default_factory=list)
+    quick: bool = False
+    """Whether cases were left out and repetitions are few."""
 
     def as_json(self) -> dict[str, Any]:
         """The report with the machine that it was made on."""

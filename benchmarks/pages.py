@@ -44,10 +44,11 @@ def write_page(name: str, source: Path) -> None:
 def page(report: Mapping[str, Any], source: Path) -> str:
     """The page of one benchmark."""
     name = report["name"]
+    command = f"python -m benchmarks {name}"
+    measured = f"{command}{' --quick' if report['quick'] else ''} --json {source.as_posix()}"
     parts = [
         f"# Benchmark: {name}",
-        f"Made by `python -m benchmarks {name} --json {source.as_posix()}` and `python -m benchmarks {name} --pages`. "
-        f"{conditions(report)}",
+        f"Made by `{measured}` and `{command} --pages`. {conditions(report)}",
         table(["ratio", "measured", "floor", "aim"], ratio_rows(report["ratios"])),
         f"![{name}]({name}.png)",
         "\n".join(f"- {note}" for note in report.get("notes", [])),

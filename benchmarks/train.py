@@ -32,7 +32,8 @@ NOTES = [
     "the output layer, computes the entropy of each, pads rows to the longest, and does its logging. Unfair to the "
     "project: `tree` scores all K actions where GRPO scores the one taken.",
     "lamorel: its algorithm, not its package; one sequence for every action of every step, a step's K as one batch "
-    "with a backward of its own, output layer over all positions as in its code.",
+    "with a backward of its own, output layer over all positions as in its code; probabilities by the project's "
+    "definition, so that the losses can be compared.",
     "one sequence per step: the action taken alone, output layer at its tokens; a lower bound for lamorel's "
     "`pre_encode_inputs`, which encodes each step's prefix once.",
     "`tokens` are those that a forward needs, `tokens_per_second` counts the trajectory's alone. `loss` is the same "

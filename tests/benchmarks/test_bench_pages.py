@@ -10,6 +10,7 @@ from retroformer.storage import write_json
 REPORT = {
     "name": "act",
     "reps": 7,
+    "quick": False,
     "model": {"width": 128},
     "machine": {
         "processor": "a processor", "instructions": "AVX2", "cores": 2, "threads": 1, "load": 0.5,
