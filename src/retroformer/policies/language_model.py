@@ -154,7 +154,7 @@ class LanguageModelPolicy:
         own = rival_logprobs(self.token_logits(hidden_nd, batch.entry_place, batch.entry_token) / divisor, batch)
         free = batch.generated_entries
         if free is not None:
-            divisor = divisor if isinstance(divisor, float) else divisor[free]
+            divisor = divisor[free] if isinstance(divisor, torch.Tensor) else divisor
             sampled = self.token_logprobs(hidden_nd, batch.entry_place[free], batch.entry_token[free], divisor)
             own = own.index_copy(0, free, sampled.to(own.dtype))
         return action_logprobs(own, batch)
