@@ -145,7 +145,7 @@ def test_logs_are_imported_where_asked(tmp_path):
     before = hash_directory(tmp_path / "data/rollouts")
     run_collect(tmp_path, tiny_config(**asked))
     assert hash_directory(tmp_path / "data/rollouts") == before, "imported afresh, not added to"
-    with pytest.raises(ContractBroken, match="1 of 3 records could not be imported, more than the share 0.05"):
+    with pytest.raises(ContractBroken, match=r"1 of 3 records could not be imported, more than the share 0\.05"):
         run_collect(tmp_path, tiny_config(collect__source="import"))
     run_collect(tmp_path, tiny_config(**asked, collect__outcome="success:solved"))
     assert {one.outcome for one in read_trajectories(tmp_path / "data/rollouts")} == {Outcome.UNKNOWN}
