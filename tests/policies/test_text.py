@@ -251,3 +251,20 @@ def test_a_speaker_is_the_same_after_saving(tmp_path):
     assert again.text.ends == policy.text.ends == ((END_ID,),)
     decision = asked(0, 0, 0.4)
     assert again.agent(1).act([decision])[0].token_ids == policy.agent(1).act([decision])[0].token_ids
+
+
+@pytest.mark.parametrize("context", [1024, 48])
+def test_an_episode_is_taken_up_as_training_lays_it_out(context):
+    policy = speaker(context)
+    agent = policy.agent(1, greedy=True)
+    history = [(f"w{t} w{t + 1}", "w3 w4 w5") for t in range(7)]
+    for t in (1, 7):
+        agent.recall(0, "w0 w1", history[:t])
+        (choice,) = agent.act([asked(0, t, 0.5, "w8 w9", most=6)])
+        whole = spoken(
+            *((seen, said, None, None) for seen, said in history[:t]), ("w8 w9", choice.action, choice.token_ids, None)
+        )
+        (*earlier, window) = policy.windows(whole)
+        assert agent.transcripts[0].tokens == window.tokens
+        assert choice.logprob == pytest.approx(scored(policy, whole)[-1], abs=1e-5)
+        assert bool(earlier) == (context == 48 and t == 7)

@@ -14,6 +14,7 @@ from retroformer.policies.layout import Transcript
 from retroformer.policies.reading import Question, probabilities
 from retroformer.policies.text import Utterance, room, sample
 from retroformer.policies.tree import Tokens, grow, tell_apart
+from retroformer.types import Step
 
 if TYPE_CHECKING:
     from retroformer.policies.language_model import LanguageModelPolicy
@@ -40,6 +41,14 @@ class LanguageModelAgent:
     def release(self, slot: int) -> None:  # noqa: D102
         self.transcripts.pop(slot, None)
         self.reader.release(slot)
+
+    def recall(self, slot: int, description: str, history: Sequence[tuple[str, str]]) -> None:
+        """Take up an episode of text mode after these observations and actions; its next is step len(history)."""
+        for t, (observation, action) in enumerate(history):
+            tokens = self.policy.text.tokens(Step(observation, action, 0.0))
+            needed = max(room(self.policy.limit), len(tokens))
+            self._observe(Decision(slot, t, description, observation, None, 0.0), needed)
+            self.transcripts[slot].act(tokens)
 
     @torch.inference_mode()
     def act(self, decisions: Sequence[Decision]) -> list[Choice | PolicyError]:  # noqa: D102

@@ -20,11 +20,12 @@ class Situation(BaseModel):
     history: list[list[str]] = []
     """Earlier steps, each as [observation, action], oldest first."""
     observation: str
-    admissible_actions: list[str]
+    admissible_actions: list[str] | None = None
+    """What may be chosen; without it the policy writes its action."""
 
 
 class ServedPolicy(PythonModel):
-    """Chooses the likeliest admissible action: ``predict([situation, ...])``.
+    """Chooses the likeliest admissible action, or writes one: ``predict([situation, ...])``.
 
     Gives for each situation the action and the probability of every admissible one, in their order.
     """
@@ -46,6 +47,8 @@ class ServedPolicy(PythonModel):
         from retroformer.types import Outcome, Step, StopReason, Task, Trajectory
 
         asked = situation.admissible_actions
+        if asked is None:
+            return {"action": self.write(situation), "probabilities": {}}
         if not asked:
             raise ValueError("admissible_actions is empty: there is nothing to choose from")
         # A policy conditioned on its return reads the trajectory's; what is asked for is the target.
@@ -58,6 +61,19 @@ class ServedPolicy(PythonModel):
             scores = self.policy.score(self.policy.collate([window]))[0, len(window.roots) - 1, : len(asked)]
         probabilities = scores.exp().tolist()
         return {"action": asked[int(scores.argmax())], "probabilities": dict(zip(asked, probabilities, strict=True))}
+
+    def write(self, situation: Situation) -> str:
+        """The action in words of the policy's own. Raises PolicyError where it cannot write."""
+        from retroformer.errors import PolicyError
+        from retroformer.policies.agent import Decision
+
+        agent = self.policy.agent(1, greedy=True)
+        told, step = situation.description, len(situation.history)
+        agent.recall(0, told, [(observation, action) for observation, action in situation.history])
+        (choice,) = agent.act([Decision(0, step, told, situation.observation, None, 0.0)])
+        if isinstance(choice, PolicyError):
+            raise choice
+        return choice.action
 
 
 set_model(ServedPolicy())
