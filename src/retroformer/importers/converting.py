@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 
 from retroformer.importers.conversation import Found, Rules
 from retroformer.importers.formats import FORMATS
-from retroformer.importers.records import Record, Rejected, parsed
+from retroformer.importers.records import UNREAD, Record, Rejected, parsed
 from retroformer.importers.redaction import Redactor
 from retroformer.storage import tables_of
 
@@ -62,8 +64,9 @@ class Converted:
     """What a chunk holds."""
 
     summaries: list[Summary]
-    episodes: pa.Table
-    steps: pa.Table
+    episodes: Any
+    steps: Any
+    """Arrow tables as `storage.tables_of` makes them; None where a worker has left them in files."""
     refused: list[tuple[int, Refusal]]
     """By place of the record in the chunk."""
     redacted: Counter[str]
@@ -160,13 +163,61 @@ def convert_all(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterator[tup
     if workers == 1:
         yield from ((chunk, job.convert(chunk)) for chunk in chunks)
         return
-    ahead: deque[tuple[Chunk, Future[Converted]]] = deque()
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        for chunk in chunks:
-            ahead.append((chunk, pool.submit(job.convert, chunk)))
+    ahead: deque[tuple[Chunk, Path, Future[Converted]]] = deque()
+    with (
+        tempfile.TemporaryDirectory(prefix="retroformer-import-") as folder,
+        ProcessPoolExecutor(workers, get_context("spawn")) as pool,
+    ):
+
+        def first() -> tuple[Chunk, Converted]:
+            chunk, place, future = ahead.popleft()
+            converted = future.result()
+            converted.episodes, converted.steps = (_fetched(place / name) for name in TABLES)
+            return chunk, converted
+
+        for number, chunk in enumerate(chunks):
+            place = Path(folder) / str(number)
+            place.mkdir()
+            ahead.append((chunk, place, pool.submit(_convert_in_worker, job, _sent(chunk, place), place)))
             if len(ahead) > workers + 1:
-                first, future = ahead.popleft()
-                yield first, future.result()
+                yield first()
         while ahead:
-            first, future = ahead.popleft()
-            yield first, future.result()
+            yield first()
+
+
+TABLES = ("episodes.arrow", "steps.arrow")
+Sent = Chunk | list[tuple[str, int]]
+"""A chunk as a worker is told of it: itself, or the place and length of each record's text in a file."""
+
+
+def _sent(chunk: Chunk, place: Path) -> Sent:
+    """Text goes through a file: megabytes in a pipe would keep the one process busy that reads and writes for all."""
+    if not all(isinstance(record, Record) and record.value is UNREAD for record in chunk):
+        return chunk
+    with (place / "text").open("wb") as file:
+        file.writelines(record.raw for record in chunk)
+    return [(record.source, len(record.raw)) for record in chunk]
+
+
+def _convert_in_worker(job: Job, sent: Sent, place: Path) -> Converted:
+    """What a worker does with a chunk; the tables are left in files."""
+    text = place / "text"
+    if text.exists():
+        with text.open("rb") as file:
+            chunk: Chunk = [Record(source, raw=file.read(size)) for source, size in cast(list[tuple[str, int]], sent)]
+        text.unlink()
+    else:
+        chunk = cast(Chunk, sent)
+    converted = job.convert(chunk)
+    for name, table in zip(TABLES, (converted.episodes, converted.steps), strict=True):
+        with pa.OSFile(str(place / name), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    converted.episodes = converted.steps = None
+    return converted
+
+
+def _fetched(path: Path) -> pa.Table:
+    with pa.OSFile(str(path), "rb") as file:
+        table = pa.ipc.open_file(file).read_all()
+    path.unlink()
+    return table
