@@ -65,7 +65,7 @@ def conditions(report: Mapping[str, Any]) -> str:
     return (
         f"{machine['date']}, {machine['processor']} ({machine['instructions']}), {machine['cores']} cores, "
         f"{machine['threads']} in use, load {machine['load']} at the end, torch {machine['torch']}; "
-        f"medians of {report['reps']}."
+        f"{'measured once' if report['reps'] == 1 else 'medians of ' + str(report['reps'])}."
     )
 
 
@@ -123,15 +123,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Left the ratios with floor and aim, right where the time went."""
+    """Left the ratios with floor and aim, right where the time went; for a round, left how its stages grow."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    draw_ratios(report["ratios"], left)
     if report["name"] == "end-to-end":
+        draw_growth(report["cases"], left)
         draw_breakdown(report["cases"], right)
     else:
+        draw_ratios(report["ratios"], left)
         draw_seconds(report["cases"], right)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
@@ -165,19 +166,33 @@ def draw_seconds(cases: Sequence[Mapping[str, Any]], axes: Any) -> None:
     axes.set_ylabel("seconds, median")
 
 
+def draw_growth(cases: Sequence[Mapping[str, Any]], axes: Any) -> None:
+    """Seconds and memory of each stage over the number of trajectories."""
+    grown = [case for case in cases if case["case"].startswith("growth of")]
+    for color, name in enumerate(dict.fromkeys(case["case"] for case in grown)):
+        own = [case for case in grown if case["case"] == name]
+        sizes = [int(case["variant"].split()[0]) for case in own]
+        stage = name.removeprefix("growth of ")
+        axes.plot(sizes, [case["seconds"] for case in own], f"C{color}o-", label=f"{stage}, seconds")
+        axes.plot(sizes, [case["peak_mb"] for case in own], f"C{color}s--", label=f"{stage}, MB above the start")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("trajectories")
+    axes.legend()
+
+
 def draw_breakdown(cases: Sequence[Mapping[str, Any]], axes: Any) -> None:
-    """Wall time by stage, what was done in each stacked."""
-    booked = [case for case in cases if case.get("kind") in ("work", "orchestration")]
-    names = list(dict.fromkeys(case["case"] for case in booked))
-    done = dict.fromkeys(case["variant"] for case in booked)
-    kinds = [*WORK, *(one for one in done if one not in WORK)]
-    base = dict.fromkeys(names, 0.0)
+    """Wall time by stage, what was done in each stacked; work in full colours."""
     from matplotlib import colormaps
 
-    for place, kind in enumerate(kinds):
-        shade = f"C{place}" if kind in WORK else colormaps["Greys"](0.2 + 0.7 * place / len(kinds))
-        heights = [sum(c["seconds"] for c in booked if (c["case"], c["variant"]) == (name, kind)) for name in names]
-        axes.barh(names, heights, left=list(base.values()), color=shade, label=kind)
+    booked = [case for case in cases if case.get("kind") in ("work", "orchestration")]
+    names = list(dict.fromkeys(case["case"] for case in booked))
+    pale = iter(colormaps["tab20"].colors[7::2] + colormaps["tab20c"].colors[2::4])
+    base = dict.fromkeys(names, 0.0)
+    for doing in dict.fromkeys((*WORK, *(case["variant"] for case in booked))):
+        colour = f"C{WORK.index(doing)}" if doing in WORK else next(pale)
+        heights = [sum(c["seconds"] for c in booked if (c["case"], c["variant"]) == (name, doing)) for name in names]
+        axes.barh(names, heights, left=list(base.values()), color=colour, label=doing)
         base = {name: base[name] + height for name, height in zip(names, heights, strict=True)}
     axes.invert_yaxis()
     axes.set_xlabel("wall seconds")

@@ -126,7 +126,7 @@ def test_growth_of_a_small_history(bench: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_quick_report(bench: Any, tmp_path: Path) -> None:
     told = json.loads(json.dumps(bench("end_to_end").measure(True).as_json()))
-    assert 0.3 < told["ratios"]["orchestration_share"] < 1
+    assert 0.3 < told["ratios"]["orchestration_share_micro"] < 1
     booked = sum(case["seconds"] for case in told["cases"] if case.get("kind") in ("work", "orchestration"))
     assert booked == pytest.approx(told["model"]["wall_seconds"], rel=1e-6)
     stages = {case["case"] for case in told["cases"] if case.get("kind") == "check"}
