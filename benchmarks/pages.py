@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,8 @@ def draw_growth(cases: Sequence[Mapping[str, Any]], axes: Any) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("trajectories")
-    axes.legend()
+    if grown:
+        axes.legend()
 
 
 def draw_breakdown(cases: Sequence[Mapping[str, Any]], axes: Any) -> None:
@@ -187,7 +189,7 @@ def draw_breakdown(cases: Sequence[Mapping[str, Any]], axes: Any) -> None:
 
     booked = [case for case in cases if case.get("kind") in ("work", "orchestration")]
     names = list(dict.fromkeys(case["case"] for case in booked))
-    pale = iter(colormaps["tab20"].colors[7::2] + colormaps["tab20c"].colors[2::4])
+    pale = cycle([colormaps["tab20"](place) for place in range(7, 20, 2)] + [colormaps["tab20b"](3), "0.7"])
     base = dict.fromkeys(names, 0.0)
     for doing in dict.fromkeys((*WORK, *(case["variant"] for case in booked))):
         colour = f"C{WORK.index(doing)}" if doing in WORK else next(pale)

@@ -57,6 +57,8 @@ def test_the_breakdown_is_drawn(pages: Any, tmp_path: Path) -> None:
         {"case": "train", "variant": "model", "seconds": 3.0, "kind": "work"},
         {"case": "train", "variant": "imports", "seconds": 1.0, "kind": "orchestration"},
         {"case": "around the stages", "variant": "dvc", "seconds": 2.0, "kind": "orchestration"},
+        {"case": "growth of train", "variant": "1000 trajectories", "seconds": 2.0, "peak_mb": 100.0},
+        {"case": "growth of train", "variant": "10000 trajectories", "seconds": 9.0, "peak_mb": 110.0},
     ]
     pages.draw({**REPORT, "name": "end-to-end", "cases": cases}, tmp_path / "round.png")
     assert (tmp_path / "round.png").stat().st_size > 1000
