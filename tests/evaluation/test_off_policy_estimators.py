@@ -98,6 +98,31 @@ def test_attempts_at_one_instance_count_as_one():
     assert grouped.weights_nk.tolist() == [[0.5], [3.0]]
 
 
+def test_near_the_behaviour_the_action_value_is_left_out_of_the_difference():
+    generator = np.random.default_rng(2)
+    of = [EVERY[place] for place in generator.choice(len(EVERY), 200, p=CHANCE)]
+    given = arrays(of, MU, action_values(MU))
+    plain = estimators.weighted_per_decision(given["ratios_nt"], given["rewards_nt"])
+    robust = estimators.weighted_doubly_robust(**given)
+    same, share = estimators.least_variance(plain, robust, estimators.on_policy(given["rewards_nt"]))
+    assert share == pytest.approx(0, abs=1e-12)
+    assert same.value == pytest.approx(given["rewards_nt"].sum(1).mean())
+
+
+def test_the_least_variance_is_at_most_that_of_either():
+    generator = np.random.default_rng(3)
+    of = [EVERY[place] for place in generator.choice(len(EVERY), 300, p=CHANCE)]
+    given = arrays(of, PI, EXACT)
+    reference = estimators.on_policy(given["rewards_nt"])
+    plain = estimators.weighted_per_decision(given["ratios_nt"], given["rewards_nt"])
+    robust = estimators.weighted_doubly_robust(**given)
+    mixed, share = estimators.least_variance(plain, robust, reference)
+    spreads = [float(one.plus(reference, -1).influence().std()) for one in (mixed, plain, robust)]
+    assert 0 < share <= 1
+    assert spreads[0] <= min(spreads[1:]) + 1e-12
+    assert mixed.value == pytest.approx((1 - share) * plain.value + share * robust.value)
+
+
 def test_weights_stay_what_they_were_after_the_end():
     assert estimators.cumulative(np.array([[2.0, 1.0, 1.0]])).tolist() == [[2.0, 2.0, 2.0]]
     assert estimators.before(np.array([[2.0, 6.0, 6.0]])).tolist() == [[1.0, 2.0, 6.0]]

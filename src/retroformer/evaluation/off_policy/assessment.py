@@ -12,7 +12,15 @@ import numpy as np
 from retroformer.evaluation.off_policy import evidence as gauge
 from retroformer.evaluation.off_policy.action_value import Array, fitted_q
 from retroformer.evaluation.off_policy.evidence import effective_size
-from retroformer.evaluation.off_policy.improvement import METHODS, Ratios, improvement, interval, reference_of
+from retroformer.evaluation.off_policy.improvement import (
+    ANSWER,
+    METHODS,
+    Ratios,
+    answer,
+    improvement,
+    interval,
+    reference_of,
+)
 from retroformer.evaluation.off_policy.logs import Logs, Scored, score
 from retroformer.types import Outcome, Trajectory
 
@@ -85,9 +93,7 @@ def evaluate_on_logs(
             f"the {unknown:,} trajectories of unknown outcome would have ended like the others"
         )
     own = view(logs, score(policy, usable, temperature), behaviour_s)
-    other = None
-    if champion is not None:
-        other = view(logs, score(champion, usable, temperature), behaviour_s, valued=False)
+    other = None if champion is None else view(logs, score(champion, usable, temperature), behaviour_s)
     return report | assess(logs, own, other, confidence)
 
 
@@ -107,18 +113,16 @@ def unusable(outcomes: Counter[Outcome], left: int) -> str | None:
     return None
 
 
-def view(logs: Logs, scored: Scored, behaviour_s: Array, *, valued: bool = True) -> View:
-    """Ratios to the behaviour, how much the logs say of the policy and, if `valued`, its cross-fitted action value.
+def view(logs: Logs, scored: Scored, behaviour_s: Array) -> View:
+    """Ratios to the behaviour, the policy's cross-fitted action value, and how much the logs say of it.
 
     Where actions are generated there are no alternatives to sum over: then Q depends on the history alone, which
-    leaves the doubly robust estimates as consistent as they are (any Q does). The ratio is that of the whole action,
-    the sum over its tokens.
+    leaves the doubly robust estimates as consistent as they are (any Q does) and takes some of their variance. The
+    ratio is that of the whole action, the sum over its tokens.
     """
     log_ratio_s = (logs.chosen(scored) - behaviour_s).clip(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratios_nt = np.exp(logs.padded(log_ratio_s))
-    q_s = v_s = np.zeros(len(log_ratio_s))
-    if valued:
-        q_s, v_s = fitted_q(logs.decisions(scored), logs.fold_n)
+    q_s, v_s = fitted_q(logs.decisions(scored), logs.fold_n)
     ratios = Ratios(ratios_nt, logs.rewards_nt, logs.padded(q_s), logs.padded(v_s))
     return View(ratios, gauge.evidence(ratios_nt, logs.rewards_nt, logs.mask_nt))
 
@@ -145,21 +149,23 @@ def assess(logs: Logs, own: View, other: View | None, confidence: float) -> dict
     methods = {name: of for name, of in METHODS.items() if not (logs.generated and name == "direct method")}
     reference = reference_of([one.ratios for one in views.values()])
     estimates = {name: of(own.ratios) for name, of in methods.items()}
+    estimates[ANSWER] = answer(own.ratios, reference)
+    ess = min(one.evidence.ess for one in views.values())
     level = 1 - (1 - confidence) / len(tasks)
     per_task = []
     for task, mine in tasks.items():
         here = [one.ratios.of(mine) for one in views.values()]
         size = min(effective_size(one.ratios_nt, one.rewards_nt) for one in here)
         instances = np.unique(logs.instance_n[mine], return_inverse=True)[1]
-        known = improvement(here, instances, level)._asdict() if size >= MIN_TASK_ESS else None
+        known = improvement(here, instances, level, size)._asdict() if size >= MIN_TASK_ESS else None
         per_task.append({"task": task, "n": int(mine.sum()), "ess": size, "difference": known})
     return found | {
         "refused": None,
         "estimates": [
-            {"method": name, **interval(estimate, logs.instance_n, confidence)._asdict()}
+            {"method": name, **interval(estimate, logs.instance_n, confidence, ess)._asdict()}
             for name, estimate in estimates.items()
         ],
-        "reference": interval(reference, logs.instance_n, confidence)._asdict(),
-        "difference": improvement([one.ratios for one in views.values()], logs.instance_n, confidence)._asdict(),
+        "reference": interval(reference, logs.instance_n, confidence, ess)._asdict(),
+        "difference": improvement([one.ratios for one in views.values()], logs.instance_n, confidence, ess)._asdict(),
         "per_task": per_task,
     }

@@ -125,3 +125,18 @@ def weighted_doubly_robust(
 def direct(v_nt: Array) -> Means:
     """The direct method: the mean value of the first history. As good as the action value is; no weight corrects it."""
     return Means(v_nt[:, :1], np.ones((len(v_nt), 1)))
+
+
+def least_variance(first: Means, second: Means, reference: Means) -> tuple[Means, float]:
+    """(1 - c) `first` + c `second`, c in 0..1 such that its difference from `reference` has the least variance; and c.
+
+    Of `weighted_per_decision` and `weighted_doubly_robust` it is the latter with c Q in place of Q, so as consistent
+    as they are. c is the coefficient of a control variate, chosen on the logs themselves as in Kallus and Uehara 2019
+    ("Intrinsically efficient, stable, and bounded off-policy evaluation"). Near the behaviour c tends to 0, because
+    what Q explains is in the behaviour's return too and cancels; far from it to 1.
+    """
+    base_n = first.plus(reference, -1).influence()
+    change_n = second.influence() - first.influence()
+    spread = float(change_n @ change_n)
+    share = min(max(-float(base_n @ change_n) / spread, 0.0), 1.0) if spread > 0 else 0.0
+    return Means(first.parts_nk * (1 - share), first.weights_nk).plus(second, share), share

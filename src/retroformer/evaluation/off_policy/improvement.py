@@ -56,50 +56,45 @@ METHODS = {
     "direct method": lambda of: estimators.direct(of.v_nt),
 }
 """All undiscounted: success counts the same at whatever step."""
-ANSWER = "weighted per-decision"
-"""What the verdict rests on. The others stand beside it; `docs/off-policy.md` has what each was found to be worth."""
+ANSWER = "weighted doubly robust, least variance"
+"""What the verdict rests on; see `estimators.least_variance`."""
+
+
+def answer(of: Ratios, reference: Means) -> Means:
+    """The estimate that the verdict rests on."""
+    plain, robust = METHODS["weighted per-decision"](of), METHODS["weighted doubly robust"](of)
+    return estimators.least_variance(plain, robust, reference)[0]
 
 
 def reference_of(policies: Sequence[Ratios]) -> Means:
     """What the first is compared with: the second's value by the same estimator, or the behaviour's own returns."""
     own, *others = policies
-    return METHODS[ANSWER](others[0]) if others else on_policy(own.rewards_nt)
+    behaviour = on_policy(own.rewards_nt)
+    return answer(others[0], behaviour) if others else behaviour
 
 
-def improvement(policies: Sequence[Ratios], instance_n: Integers, confidence: float) -> Interval:
+def improvement(policies: Sequence[Ratios], instance_n: Integers, confidence: float, ess: float) -> Interval:
     """The first policy's value minus that of the second, or of the behaviour where there is none, on the same logs."""
-    return interval(METHODS[ANSWER](policies[0]).plus(reference_of(policies), -1), instance_n, confidence)
+    reference = reference_of(policies)
+    return interval(answer(policies[0], reference).plus(reference, -1), instance_n, confidence, ess)
 
 
-def interval(estimate: Means, instance_n: Integers, confidence: float) -> Interval:
+def interval(estimate: Means, instance_n: Integers, confidence: float, ess: float) -> Interval:
     """Two-sided interval of an estimate or a difference.
 
     The wider, at each end, of the percentile bootstrap over task instances (Efron 1979; all attempts at an instance
-    stay together) and Student's t with the linearised standard error. The former follows the skew that few large
-    weights make; the latter knows, by its degrees of freedom, on how few trajectories the standard error rests.
+    stay together) and Student's t with the linearised standard error and ESS - 1 degrees of freedom. The former
+    follows the skew that few large weights make, the latter does not end where the largest of them ends.
     """
     grouped = estimate.grouped(instance_n)
+    count = len(grouped.parts_nk)
     influence = grouped.influence()
-    count, square = len(influence), float(influence @ influence)
-    error = math.sqrt(square / count / max(count - 1, 1))
-    half = float(stdtrit(freedom(influence), (1 + confidence) / 2)) * error + ROUNDING
+    error = math.sqrt(float(influence @ influence) / count / max(count - 1, 1))
+    half = float(stdtrit(max(ess - 1, 1.0), (1 + confidence) / 2)) * error + ROUNDING
     draws = resampled(grouped)
     low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     mean = estimate.value
     return Interval(mean, error, min(mean - half, float(low)), max(mean + half, float(high)))
-
-
-def freedom(influence_n: Array) -> float:
-    """Degrees of freedom of a variance: 2 over its squared relative error (Satterthwaite 1946), at most n - 1.
-
-    The relative variance of a sample variance is sum x^4 / (sum x^2)^2 - 1 / n. With weights, a few trajectories may
-    carry nearly all of it.
-    """
-    count, square = len(influence_n), float((influence_n**2).sum())
-    if square == 0:
-        return max(count - 1.0, 1.0)
-    relative = float((influence_n**4).sum()) / square**2 - 1 / count
-    return max(1.0, min(count - 1.0, 2 / max(relative, 1e-12)))
 
 
 def spent(confidence: float, number: int) -> float:
