@@ -47,8 +47,9 @@ NOTES = [
     "orchestration_share: all that is not model, environments or data, over the command's wall time: imports, "
     "Prefect, DVC, Great Expectations (contract), MLflow (tracking), closing, the command line, workers that start or "
     "have nothing to do, interpreters that start and end.",
-    "Growth: curate and train on synthetic trajectories of 4 to 16 steps in Parquet, in a process of its own for each "
-    "size; memory is the peak resident size above what the process held before the stage, in MB (10^6 bytes).",
+    "Growth: curate and train, the latter a few updates of the default model, on synthetic trajectories of 4 to 16 "
+    "steps in Parquet, each in a process of its own in which the model has run once; memory is the peak resident size "
+    "above what the process held then, in MB (10^6 bytes).",
 ]
 
 
@@ -93,13 +94,15 @@ def grow(folder: Path, sizes: Sequence[int], updates: int) -> list[dict[str, Any
     """Time and memory of curate and train at each size."""
     cases = []
     for size in sizes:
-        words = [sys.executable, "-m", "benchmarks.growth", str(folder / str(size)), str(size), str(updates)]
-        done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr}")
-        for stage, measured in json.loads(done.stdout.splitlines()[-1]).items():
-            case = {"case": f"growth of {stage}", "variant": f"{size} trajectories", **measured}
-            cases.append(case | ({"updates": updates} if stage == "train" else {}))
+        for step in ("write", "curate", "train"):
+            own = [step, str(folder / str(size)), str(size), str(updates)]
+            words = [sys.executable, "-m", "benchmarks.growth", *own]
+            done = subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr}")
+            if step != "write":
+                case = {"case": f"growth of {step}", "variant": f"{size} trajectories"}
+                cases.append(case | json.loads(done.stdout.splitlines()[-1]))
         shutil.rmtree(folder / str(size))
     return cases
 

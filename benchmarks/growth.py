@@ -1,6 +1,7 @@
 """curate and train on a given number of synthetic trajectories: time, and memory above what imports take.
 
-Run as `python -m benchmarks.growth FOLDER N UPDATES` in a process of its own; prints JSON.
+`python -m benchmarks.growth STEP FOLDER N UPDATES` does one of write, curate and train and prints what it took as JSON:
+each in a process of its own, or memory that one has freed would serve the next unseen.
 """
 
 from __future__ import annotations
@@ -73,29 +74,40 @@ def warm(policy: PolicyConfig) -> None:
     torch.optim.AdamW(model.parameters(), fused=True).step()
 
 
-def measure(folder: Path, count: int, updates: int) -> dict[str, dict[str, float]]:
-    """Write the trajectories, then run both stages on them."""
-    torch.set_num_threads(1)
+def write(folder: Path, count: int) -> None:
+    """What the stages will find."""
     for name in ("history", "validated"):
         (folder / name).mkdir(parents=True)
     write_trajectories(folder / "validated", synthetic(count))
     write_json(folder / "champion.json", first_pins())
+
+
+def rate(folder: Path) -> None:
+    """The stage curate."""
+    paths = {"champion": folder / "champion.json", "validated": folder / "validated", "history": folder / "history"}
+    curate(load_config().curate, **paths, out=folder / "batches")
+
+
+def learn(folder: Path, updates: int) -> None:
+    """The stage train, of the default model, `updates` long."""
     small = {"train.updates": updates, "train.warmup": 1, "train.checkpoints": 1, "train.baselines": []}
     config = load_config(overrides=small)
-    warm(config.policy)
-    pins, batches = folder / "champion.json", folder / "batches"
-    paths = {"champion": pins, "validated": folder / "validated", "history": folder / "history", "out": batches}
-    told = {"challenger": folder / "challenger", "training": folder / "training"}
-    return {
-        "curate": watched(lambda: curate(config.curate, **paths)),
-        "train": watched(
-            lambda: train(
-                config.train, config.policy, config.seed, batches=batches, champion=pins,
-                out=told["challenger"], training=told["training"],
-            )
-        ),
-    }  # fmt: skip
+    paths = {"batches": folder / "batches", "champion": folder / "champion.json"}
+    out = {"out": folder / "challenger", "training": folder / "training"}
+    train(config.train, config.policy, config.seed, **paths, **out)
+
+
+def measure(step: str, folder: Path, count: int, updates: int) -> dict[str, float]:
+    """One step and what it took."""
+    torch.set_num_threads(1)
+    warm(load_config().policy)
+    steps = {
+        "write": lambda: write(folder, count),
+        "curate": lambda: rate(folder),
+        "train": lambda: learn(folder, updates),
+    }
+    return watched(steps[step])
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
+    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))))

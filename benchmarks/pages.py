@@ -189,7 +189,8 @@ def draw_breakdown(cases: Sequence[Mapping[str, Any]], axes: Any) -> None:
 
     booked = [case for case in cases if case.get("kind") in ("work", "orchestration")]
     names = list(dict.fromkeys(case["case"] for case in booked))
-    pale = cycle([colormaps["tab20"](place) for place in range(7, 20, 2)] + [colormaps["tab20b"](3), "0.7"])
+    shades = (("tab20", range(7, 20, 2)), ("tab20b", range(1, 20, 4)), ("tab20c", range(1, 20, 4)))
+    pale = cycle([colormaps[name](place) for name, places in shades for place in places])
     base = dict.fromkeys(names, 0.0)
     for doing in dict.fromkeys((*WORK, *(case["variant"] for case in booked))):
         colour = f"C{WORK.index(doing)}" if doing in WORK else next(pale)
