@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from retroformer import cli
+from retroformer.cli import stages
 from retroformer.config import CollectConfig, CurateConfig, TasksConfig, ValidateConfig
 from retroformer.errors import DataError
 from retroformer.journal import read_seconds, take_failure
@@ -47,7 +48,7 @@ def failing(error: BaseException) -> Any:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, function: Any) -> None:
-    monkeypatch.setattr(cli, "stage_function", lambda name: function)
+    monkeypatch.setattr(stages, "stage_function", lambda name: function)
 
 
 def test_help_says_the_main_path_and_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +56,7 @@ def test_help_says_the_main_path_and_every_stage(capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().out
     for word in ("make run", "dvc repro", "retroformer close", *STAGES):
         assert word in told
-    assert all(cli.summary(name) in told and cli.summary(name) for name in STAGES)
+    assert all(stages.summary(name) in told and stages.summary(name) for name in STAGES)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -64,7 +65,7 @@ def test_every_stage_has_help_with_its_values(stage: str, capsys: pytest.Capture
         cli.main([stage, "--help"])
     assert left.value.code == 0
     told = capsys.readouterr().out
-    assert cli.summary(stage) in told
+    assert stages.summary(stage) in told
     assert "--out PATH" in told
 
 
@@ -90,7 +91,7 @@ def test_flags_override_params_for_one_run(monkeypatch: pytest.MonkeyPatch, caps
 def test_two_sections_with_the_same_key_get_prefixes() -> None:
     def clash(config: CollectConfig, curate: CurateConfig, *, window: Path = Path("w")) -> None: ...
 
-    names = {flag.name for flag in cli.flags(clash)}
+    names = {flag.name for flag in stages.flags(clash)}
     assert {"collect-temperature", "curate-temperature", "curate-window", "window", "episodes"} <= names
     assert "temperature" not in names
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from retroformer import cli
+from retroformer.cli import stages as cli
 from retroformer.config import Config, Section
 from retroformer.stages import STAGES
 

@@ -10,6 +10,19 @@ RetroformerError              exit code 2 and one line on the terminal, no trace
 └── TrainingStopped           a threshold of the diagnostics stopped a bad update
 """
 
+import errno
+
+USER_ERRNOS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would grow beyond the allowed size",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+}
+# Libraries written in other languages report a full disk in words of their own, without an errno.
+USER_FAULTS = ("no space left on device", "disk is full", "file too large", "disk quota exceeded", "permission denied")
+
 
 class RetroformerError(Exception):
     """Base of everything that is told to the user as one sentence."""
@@ -41,3 +54,16 @@ class PolicyError(RetroformerError):
 
 class TrainingStopped(RetroformerError):
     """Diagnostics passed a threshold and no checkpoint is worth keeping."""
+
+
+def user_fault(error: BaseException) -> str | None:
+    """One line for what is not this program's fault, None for what is."""
+    if isinstance(error, RetroformerError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in USER_ERRNOS:
+        place = f": {error.filename}" if error.filename else ""
+        return f"{USER_ERRNOS[error.errno]}{place}"
+    words = str(error).lower()
+    if isinstance(error, Exception) and any(fault in words for fault in USER_FAULTS):
+        return " ".join(str(error).split())
+    return None

@@ -1,0 +1,145 @@
+"""What a user asks for around the stages: closing, status, logs in and out, evidence from logs, environments."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from retroformer.cli.parsing import Parser, parse, short
+from retroformer.errors import EnvironmentFault
+
+
+def close(arguments: Sequence[str]) -> None:
+    """Close the round that `dvc repro` finished."""
+    from retroformer.rounds import close as close_round
+
+    parser = Parser(
+        prog="retroformer close",
+        description=inspect.getdoc(close_round),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--commit",
+        action="store_true",
+        help="commit the round in git with the tag round/N, and push its data to the DVC remote",
+    )
+    record = close_round(commit=parse(parser, arguments).commit)
+    print(f"round {record['round']} is closed: {record['verdict']}, {record['reason']}")
+
+
+def status(arguments: Sequence[str]) -> None:
+    """The table of closed rounds, and where to look."""
+    parse(Parser(prog="retroformer status", description=inspect.getdoc(status), allow_abbrev=False), arguments)
+    from retroformer.tracking.table import show
+
+    show()
+
+
+def check_environment(arguments: Sequence[str]) -> None:
+    """Play an environment and say in plain words what breaks the contract, and which part of it.
+
+    It is played at random, by its expert where it has one, with its mission swapped, and again in another process.
+    The exit code is 2 where something was found.
+    """
+    parser = Parser(
+        prog="retroformer check-environment",
+        description=inspect.getdoc(check_environment),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", help="package:task or my_module.MyEnvironment:task; without :task, all of its tasks")
+    name = parse(parser, arguments).name
+    from retroformer.environments.checker import check_package
+
+    broken, checked = 0, 0
+    for report in check_package(name):
+        print("\n".join(report.lines()), flush=True)
+        checked, broken = checked + 1, broken + bool(report.problems)
+    if broken:
+        raise EnvironmentFault(f"{broken} of {checked} tasks of {name} break the contract, see above")
+
+
+def import_(arguments: Sequence[str]) -> None:
+    """Import logs of agents that ran elsewhere as trajectories."""
+    from retroformer.environments.splits import of_instance
+    from retroformer.importers.conversation import Rules
+    from retroformer.importers.formats import FORMATS
+    from retroformer.importers.importing import import_logs, import_records
+    from retroformer.importers.outcomes import OutcomeRule, imported
+    from retroformer.importers.redaction import PATTERNS
+
+    parser = Parser(prog="retroformer import", description=inspect.getdoc(import_), allow_abbrev=False)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="files or folders; for mlflow also the URI of a store")
+    parser.add_argument("--format", required=True, choices=list(FORMATS))
+    parser.add_argument("--out", required=True, type=Path, help="folder to write, or of an earlier import to add to")
+    parser.add_argument("--reward", default="", metavar="FIELD", help="a number; above 0 is a success")
+    parser.add_argument("--success", default="", metavar="FIELD", help="a truth value")
+    parser.add_argument("--assessment", default="", metavar="NAME", help="feedback of a trace, a truth value or reward")
+    parser.add_argument("--outcome", default="", metavar="MODULE:FUNCTION", help="from a trajectory to its outcome")
+    parser.add_argument("--reward-range", nargs=2, type=float, default=(-math.inf, math.inf), metavar=("LOW", "HIGH"))
+    parser.add_argument("--redact", nargs="+", default=[], metavar="NAME", help=", ".join(["all", *PATTERNS]))
+    parser.add_argument("--experiment", nargs="+", default=[], metavar="NAME", help="of the MLflow store; default all")
+    parser.add_argument("--max-quarantined", type=float, default=0.4, metavar="SHARE", help="beyond it nothing is kept")
+    asked = parse(parser, arguments)
+    if asked.outcome:
+        imported(asked.outcome)
+    rule = OutcomeRule(asked.reward, asked.success, asked.assessment, asked.outcome, *asked.reward_range)
+    rules = Rules(rule, of_instance)
+    options = {"redact": asked.redact, "max_quarantined": asked.max_quarantined}
+    if asked.format == "mlflow" and any("://" in path for path in asked.paths):
+        from retroformer.tracking.traces import read_traces
+
+        traces = (trace for uri in asked.paths for trace in read_traces(uri, asked.experiment))
+        report = import_records(traces, "mlflow", asked.out, rules, **options)
+    else:
+        report = import_logs(map(Path, asked.paths), asked.format, asked.out, rules, **options)
+    shown = ("read", "accepted", "repeated", "quarantined", "episodes", "steps", "success")
+    print("import: " + ", ".join(f"{key} {short(report[key])}" for key in shown))
+    for title in ("outcomes", "reasons", "redacted"):
+        if report[title]:
+            print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in report[title].items()))
+
+
+def off_policy(arguments: Sequence[str]) -> None:
+    """Estimate from logs alone how much better a policy is than what made them, or say that they cannot tell."""
+    from retroformer.evaluation.off_policy import command
+
+    parser = Parser(prog="retroformer off-policy", description=inspect.getdoc(off_policy), allow_abbrev=False)
+    parser.add_argument(
+        "--logs", required=True, type=Path, help="folder of trajectories; their split evaluation is used"
+    )
+    parser.add_argument("--policy", required=True, metavar="CHECKPOINT", help="the policy to judge")
+    parser.add_argument(
+        "--champion", metavar="CHECKPOINT", help="compare with this policy, not with what made the logs"
+    )
+    parser.add_argument(
+        "--behaviour", metavar="CHECKPOINT", help="fitted to other logs, for log-probabilities that lack"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="at which the policies are to act (1.0)")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of every interval (0.95)")
+    parser.add_argument("--unseen", action="store_true", help="use all the logs: the policy's training saw none")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    asked = vars(parse(parser, arguments))
+    as_json = asked.pop("json")
+    report = command.ask(**asked)
+    if as_json:
+        print(json.dumps(report, indent=2, sort_keys=True, allow_nan=False))
+    else:
+        command.show(report)
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write a folder's trajectories in a format of exchange."""
+    from retroformer.importers.importing import export_atif
+
+    parser = Parser(prog="retroformer export", description=inspect.getdoc(export), allow_abbrev=False)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="folder with episodes.parquet and steps.parquet")
+    parser.add_argument("--format", required=True, choices=["atif"])
+    parser.add_argument("--out", required=True, type=Path, help="file to write, one JSON document a line")
+    asked = parse(parser, arguments)
+    print(f"export: {export_atif(asked.directory, asked.out)} trajectories to {asked.out}")
