@@ -21,6 +21,7 @@ LAYERS = (
     ("stages",),
     ("tracking",),
     ("rounds",),
+    ("promotion",),
     ("cli",),
     ("__main__",),
 )

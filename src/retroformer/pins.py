@@ -85,17 +85,17 @@ def write_pins(path: Path, pins: Pins) -> None:
     write_json(path, value)
 
 
-def verify(pin: Pin, root: Path = Path(".")) -> Pin:
-    """The pin, if the policy that it names is there and has the pinned content.
+def verify(pin: Pin, root: Path = Path("."), *, recorded_in: str = "data/champion.json") -> Pin:
+    """The pin, if the policy that it names is there and has the pinned content; `recorded_in` says who pins it.
 
     Raises PinMismatch with got and expected, DataError where the folder is missing.
     """
     if not pin.scripted and not (Path(root) / pin.policy).is_dir():
-        raise DataError(f"{pin.policy}, which data/champion.json pins, does not exist; try `dvc pull`")
+        raise DataError(f"{pin.policy}, which {recorded_in} pins, does not exist; try `dvc pull`")
     found = policy_hash(pin.policy, root)
     if found != pin.hash:
         raise PinMismatch(
-            f"{pin.policy} has hash {found[:16]}, data/champion.json pins {pin.hash[:16]}: "
+            f"{pin.policy} has hash {found[:16]}, {recorded_in} pins {pin.hash[:16]}: "
             "the policy or the pin was edited; restore it with `git checkout` or `dvc checkout`"
         )
     return pin

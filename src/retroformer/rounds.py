@@ -1,8 +1,9 @@
 """Close a round: what `dvc repro` cannot do, because its result is the next round's input.
 
 In this order, each step the same when repeated: check that the verdict is the open round's and current; register
-the challenger; append the round to the history; move the registry's aliases; write data/rounds.csv; and, last,
-the pins. Until the pins have moved the round is open, and closing it again does every step again.
+the challenger; append the round to the history; write data/rounds.csv; move the registry's aliases; record a promotion
+in data/promotions.jsonl; and, last, the pins. Until the pins have moved the round is open, and closing it again does
+every step again. A promotion or rollback by hand (`promotion`) ends in the same three steps, under the same lock.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,13 @@ from retroformer.errors import DataError
 from retroformer.pins import Pin, Pins, policy_hash, read_pins, verify, write_pins
 from retroformer.stages import STAGES
 from retroformer.storage import hash_directory, read_json, replacing, write_json, write_text
-from retroformer.tracking import mlflow_view, record
+from retroformer.tracking import mlflow_view, promotions, record, registry
+from retroformer.tracking.promotions import Promotion
 
 PINS = Path("data/champion.json")
 ROUNDS = Path("data/rounds.csv")
+MOVED = (PINS, ROUNDS, promotions.JOURNAL)
+"""What changes in git when the pins move."""
 CHALLENGER = Path("data/challenger")
 COPIED = (
     "champion.json",
@@ -49,22 +53,29 @@ data/validated of the commit has them."""
 def close(root: Path = Path("."), *, commit: bool = False) -> dict[str, Any]:
     """Close the round that `dvc repro` finished, and open the next one.
 
-    Registers the challenger with its figures, moves the alias `champion` if it was promoted, appends the round to the
-    history and moves the pins, those last: killed anywhere and repeated, it ends in the same state. Training goes on
+    Registers the challenger with its figures, appends the round to the history, moves the alias `champion` if it was
+    promoted, and moves the pins, those last: killed anywhere and repeated, it ends in the same state. Training goes on
     from the challenger unless it was judged worse. Closing a closed round again changes nothing.
 
     Returns round.json. Raises DataError where the verdict is another round's, or is not that of what lies in data/.
     """
     root = Path(root)
+    with exclusively(root):
+        closed = closing(root)
+        if commit:
+            commit_round(root, closed["round"])
+        return closed
+
+
+@contextmanager
+def exclusively(root: Path) -> Iterator[None]:
+    """Alone in moving the pins of this project. Raises DataError where another command is about to."""
     (root / ".resume").mkdir(exist_ok=True)
     try:
         with filelock.FileLock(root / ".resume" / "close.lock", timeout=0):
-            closed = closing(root)
-            if commit:
-                commit_round(root, closed["round"])
-            return closed
+            yield
     except filelock.Timeout:
-        raise DataError("another closing is under way here; wait until it is done") from None
+        raise DataError("another closing, promotion or rollback is under way here; wait until it is done") from None
 
 
 def closing(root: Path) -> dict[str, Any]:
@@ -72,20 +83,42 @@ def closing(root: Path) -> dict[str, Any]:
     pins = read_pins(root / PINS)
     verdict = read_json(root / "data/decision/verdict.json")
     if verdict.get("round") == pins.closed_rounds > 0:
-        return read_json(root / record.folder_of(pins.closed_rounds) / "round.json")
+        records = record.read_records(root, pins.closed_rounds)
+        if (root / mlflow_view.DATABASE).is_file():
+            registry.reconcile(root, pins, records)
+        return records[-1]
     earlier = record.read_records(root, pins.closed_rounds)
     check(root, pins, verdict)
 
     challenger_hash = policy_hash(str(CHALLENGER), root)
     dataset_hash = hash_directory(root / "data/batches")
     facts = record.build(root, pins, challenger_hash=challenger_hash, dataset_hash=dataset_hash, model_version="")
-    version = mlflow_view.publish(root, facts)
+    registry.reconcile(root, pins, earlier)  # in a clone the earlier versions are made again, with their numbers
+    with registry.reachable():
+        version = mlflow_view.publish(root, facts)
     closed = {**facts, "model_version": version}
     append(root, closed)
-    mlflow_view.set_aliases(root, version, promoted=verdict["verdict"] == "promote")
-    record.write_rounds(root / ROUNDS, [*earlier, closed])
-    write_pins(root / PINS, next_pins(pins, verdict, challenger_hash, version))
+    records = [*earlier, closed]
+    record.write_rounds(root / ROUNDS, records)
+    after = next_pins(pins, verdict, challenger_hash, version)
+    decided = None
+    if verdict["verdict"] == "promote":
+        evidence = promotions.evidence_of(closed)
+        decided = promotions.decision("promote", pins, after, promotions.GATE, verdict["reason"], evidence)
+    move(root, after, records, decided)
     return closed
+
+
+def move(root: Path, after: Pins, records: Sequence[dict[str, Any]], decided: Promotion | None = None) -> None:
+    """Set the registry's aliases to what the pins are to say, record who decided it, and move the pins.
+
+    The pins last: they alone say what is in production. Killed before, the command that was killed is as if it had not
+    been, but for aliases that `retroformer models list` tells of and that whatever moves the pins next sets right.
+    """
+    registry.reconcile(root, after, records, decided)
+    if decided is not None:
+        promotions.append(root, decided)
+    write_pins(root / PINS, after)
 
 
 def check(root: Path, pins: Pins, verdict: dict[str, Any]) -> None:
@@ -120,6 +153,7 @@ def append(root: Path, closed: dict[str, Any]) -> None:
                 shutil.copytree(source, new / name, ignore=shutil.ignore_patterns(".*"))
             else:
                 shutil.copy(source, new / name)
+        shutil.copy(root / "params.yaml", new)
         write_json(new / "round.json", closed)
     dvc(root, "add", "--quiet", str(folder))
 
@@ -143,12 +177,13 @@ def commit_round(root: Path, number: int) -> None:
     that were closed before without a commit are a part of what it started from.
     """
     ran = ["dvc.lock", "dvc.yaml", "params.yaml"]
-    crossed = [str(PINS), str(ROUNDS), *(f"{record.folder_of(earlier)}.dvc" for earlier in range(1, number))]
+    crossed = [*map(str, MOVED), *(f"{record.folder_of(earlier)}.dvc" for earlier in range(1, number))]
     if not git(root, "tag", "--list", f"round/{number}").strip():
         with as_started(root, number):
             commit(root, f"Round {number}", [*ran, *(path for path in crossed if (root / path).is_file())])
         git(root, "tag", f"round/{number}")
-    commit(root, f"Close round {number}", [*ran, *crossed, f"{record.folder_of(number)}.dvc"])
+    closed = [*ran, *crossed, f"{record.folder_of(number)}.dvc"]
+    commit(root, f"Close round {number}", [path for path in closed if (root / path).is_file()])
     if "core.remote=" in dvc(root, "config", "--list"):
         dvc(root, "push", "--quiet")
 

@@ -10,7 +10,7 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 
-from retroformer.cli import commands
+from retroformer.cli import commands, models
 from retroformer.cli.stages import run_stage, summary
 from retroformer.errors import ConfigError, user_fault
 from retroformer.stages import STAGES
@@ -31,6 +31,7 @@ Stages, in order; `dvc repro` runs them, `retroformer STAGE --help` lists their 
 Around them:
   close     close the round that `dvc repro` finished
   status    the table of closed rounds, and where to look
+  models    the registered versions: list, show, compare, promote, roll back
   import    logs of agents that ran elsewhere, as trajectories
   export    trajectories in a format of exchange
   off-policy    how much better a policy is than what made some logs, from the logs alone
@@ -40,6 +41,7 @@ Around them:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "close": commands.close,
     "status": commands.status,
+    "models": models.models,
     "import": commands.import_,
     "export": commands.export,
     "off-policy": commands.off_policy,

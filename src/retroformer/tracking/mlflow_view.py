@@ -76,6 +76,7 @@ def client(root: Path) -> Any:
 
     for name in ("mlflow", "alembic"):  # their news about tables and versions is not the user's
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints what it also raises
     mlflow.set_tracking_uri(f"sqlite:///{database}")
     mlflow.set_registry_uri(f"sqlite:///{database}")
     found = mlflow.MlflowClient()
@@ -117,20 +118,17 @@ def publish(root: Path, facts: dict[str, Any]) -> str:
 
     tags = {key: str(facts[key]) for key in ("round", "verdict", "challenger_hash", "dataset_hash")}
     identity = {key: tags[key] for key in ("round", "challenger_hash")}
-    for version in versions(store):
-        if identity.items() <= version.tags.items():
-            return str(version.version)
+    if found := registered(store).get((identity["round"], identity["challenger_hash"])):
+        return found
     experiment = store.get_experiment_by_name(NAME).experiment_id
-    words = " and ".join(f"tags.{key} = '{value}'" for key, value in identity.items())
-    for broken in store.search_runs([experiment], words):  # killed before its version was registered
-        store.delete_run(broken.info.run_id)
+    drop_broken(store, experiment, identity)
     with mlflow.start_run(experiment_id=experiment, run_name=f"round-{facts['round']}", tags=tags) as run:
         log_dataset(root, facts)
         store.log_batch(run.info.run_id, metrics=list(metrics(root, facts)), params=list(params(root)))
         for name in FILES:
             if (root / "data" / name).is_file():
                 store.log_artifact(run.info.run_id, str(root / "data" / name), str(Path(name).parent))
-        model = log_policy(root)
+        model = log_policy(root / "data/challenger")
     registered = mlflow.register_model(model, NAME, tags={**tags, "reason": facts["reason"]})
     return str(registered.version)
 
@@ -140,14 +138,28 @@ def versions(store: Any) -> list[Any]:
     return list(store.search_model_versions(f"name = '{NAME}'"))
 
 
-def log_policy(root: Path) -> str:
-    """Log the challenger's checkpoint as a model that chooses actions; its URI."""
+def registered(store: Any) -> dict[tuple[str, str], str]:
+    """(round, hash of the policy) -> number of its version."""
+    return {
+        (one.tags.get("round", ""), one.tags.get("challenger_hash", "")): str(one.version) for one in versions(store)
+    }
+
+
+def drop_broken(store: Any, experiment: str, identity: dict[str, str]) -> None:
+    """Delete the runs that were killed before their version was registered."""
+    words = " and ".join(f"tags.{key} = '{value}'" for key, value in identity.items())
+    for broken in store.search_runs([experiment], words):
+        store.delete_run(broken.info.run_id)
+
+
+def log_policy(checkpoint: Path) -> str:
+    """Log a checkpoint as a model that chooses actions; its URI."""
     import mlflow
 
     info = mlflow.pyfunc.log_model(
         name="policy",
         python_model=str(Path(__file__).with_name("served_policy.py")),
-        artifacts={"checkpoint": str((root / "data/challenger").resolve())},
+        artifacts={"checkpoint": str(checkpoint.resolve())},
         # This package itself travels with the model: its name on an index need not be this project.
         code_paths=[str(Path(__file__).parents[1])],
         pip_requirements=[f"{name}=={release(name)}" for name in SERVING],
@@ -238,11 +250,3 @@ def params(root: Path) -> Iterator[Any]:
 
     values = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
     return (Param(key, value) for key, value in flat("", values))
-
-
-def set_aliases(root: Path, version: str, *, promoted: bool) -> None:
-    """`challenger` is the newest version, `champion` the newest that was promoted."""
-    store = client(root)
-    store.set_registered_model_alias(NAME, "challenger", version)
-    if promoted:
-        store.set_registered_model_alias(NAME, "champion", version)
