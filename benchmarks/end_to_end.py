@@ -58,7 +58,7 @@ def copy_project(root: Path, params: dict[str, Any] | None = None) -> None:
     words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *COPIED]
     listed = subprocess.run(words, cwd=HERE, check=True, capture_output=True, text=True).stdout.split("\0")[:-1]
     for name in map(Path, listed):
-        if (HERE / name).is_file() and name.suffix != ".dvc" and name.name != "rounds.csv":
+        if (HERE / name).is_file() and name.suffix != ".dvc" and name.name not in ("rounds.csv", "promotions.jsonl"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(HERE / name, root / name)
     write_json(root / "data/champion.json", first_pins())

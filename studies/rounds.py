@@ -52,7 +52,12 @@ def clone(folder: Path, seed: int) -> None:
     params = new / "params.yaml"
     write_text(params, re.sub(r"(?m)^seed: .*", f"seed: {seed}", params.read_text()))
     write_json(new / PINS, first_pins())
-    for path in (new / "data/rounds.csv", new / "dvc.lock", *(new / "data/history").glob("*.dvc")):
+    for path in (
+        new / "data/rounds.csv",
+        new / "data/promotions.jsonl",
+        new / "dvc.lock",
+        *(new / "data/history").glob("*.dvc"),
+    ):
         path.unlink(missing_ok=True)
     new.rename(folder)
 

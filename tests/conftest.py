@@ -24,3 +24,21 @@ def finished_round(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(finished_round: Path, tmp_path: Path) -> Path:
     """A copy of `finished_round`."""
     return Path(shutil.copytree(finished_round, tmp_path / "project", symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def made_three_rounds(finished_round: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once: a project of three closed rounds, see three_rounds.py. Copy it, do not touch it."""
+    from three_rounds import close_three
+
+    root = Path(shutil.copytree(finished_round, tmp_path_factory.mktemp("three") / "project", symlinks=True))
+    with pytest.MonkeyPatch.context() as patch:
+        return close_three(root, patch)
+
+
+@pytest.fixture
+def three(made_three_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `made_three_rounds`, which is the working folder."""
+    root = Path(shutil.copytree(made_three_rounds, tmp_path / "project", symlinks=True))
+    monkeypatch.chdir(root)
+    return root

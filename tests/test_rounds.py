@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from retroformer.errors import DataError, PinMismatch
 from retroformer.journal import read_seconds, record_seconds
 from retroformer.pins import policy_hash, read_pins, verify
 from retroformer.storage import hash_directory, read_json, write_json
-from retroformer.tracking import mlflow_view, record
+from retroformer.tracking import mlflow_view, promotions, record, registry
 
 POLICY = "data/history/round-0001/challenger"
 
@@ -44,6 +45,8 @@ def state(root: Path) -> dict[str, Any]:
         "history": hash_directory(root / "data/history"),
         "versions": sorted((one.version, tuple(sorted(one.tags.items()))) for one in mlflow_view.versions(store)),
         "aliases": {alias: str(version) for alias, version in model.aliases.items()},
+        "in production": model.tags,
+        "promotions": [{**asdict(one), "at": ""} for one in promotions.read(root)],
         "runs": [one.data.metrics["challenger_success"] for one in store.search_runs([experiment])],
         "left": [path.name for path in (root / "data/history").iterdir() if path.name.startswith(".")],
     }
@@ -131,8 +134,9 @@ STEPS = [
     (mlflow_view, "log_policy"),
     (mlflow_view, "publish"),
     (rounds, "append"),
-    (mlflow_view, "set_aliases"),
     (record, "write_rounds"),
+    (registry, "reconcile"),
+    (promotions, "append"),
     (rounds, "write_pins"),
 ]
 
@@ -221,7 +225,7 @@ def test_a_round_that_was_not_pulled_is_not_lost_from_the_table(project: Path) -
 def test_two_closings_at_once_are_refused(project: Path) -> None:
     (project / ".resume").mkdir(exist_ok=True)
     with filelock.FileLock(project / ".resume/close.lock"):
-        with pytest.raises(DataError, match="another closing is under way"):
+        with pytest.raises(DataError, match="another closing, promotion or rollback is under way"):
             rounds.close(project)
 
 

@@ -36,7 +36,8 @@ def copy_of_the_repository(root: Path) -> Path:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(HERE / name, root / name)
     write_json(root / "data/champion.json", FIRST_PINS)
-    (root / "data/rounds.csv").unlink(missing_ok=True)
+    for name in ("rounds.csv", "promotions.jsonl"):
+        (root / "data" / name).unlink(missing_ok=True)
     text = (root / "params.yaml").read_text()
     for key, value in TINY.items():
         text, found = re.subn(rf"(?m)^(  {key}:).*", rf"\1 {value}", text)

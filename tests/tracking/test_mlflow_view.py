@@ -38,7 +38,8 @@ def registered(finished_round: Path, tmp_path_factory: pytest.TempPathFactory) -
     shutil.rmtree(root / "data/challenger")
     (root / "data/challenger").mkdir()
     build(PolicyConfig(model="", width=8, layers=1, heads=1), WORDS, seed=0).save(root / "data/challenger")
-    mlflow_view.set_aliases(root, publish(root), promoted=True)
+    version = publish(root)
+    mlflow_view.client(root).set_registered_model_alias(mlflow_view.NAME, "champion", version)
     return root
 
 

@@ -166,7 +166,7 @@ def show(arguments: Sequence[str]) -> None:
 def compare(arguments: Sequence[str]) -> None:
     """Two versions side by side, and the difference, B minus A, on the seeds that both have played.
 
-    Those are seeds that no gate looks at. The interval is of one comparison: who takes the best of many takes luck, too.
+    Those are seeds that no gate looks at. The interval is of one comparison: the best of many is partly luck.
     """
     parser = parser_of("compare", compare)
     parser.add_argument("one", metavar="A", help="a number, champion, or challenger")

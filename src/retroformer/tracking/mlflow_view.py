@@ -118,7 +118,7 @@ def publish(root: Path, facts: dict[str, Any]) -> str:
 
     tags = {key: str(facts[key]) for key in ("round", "verdict", "challenger_hash", "dataset_hash")}
     identity = {key: tags[key] for key in ("round", "challenger_hash")}
-    if found := registered(store).get((identity["round"], identity["challenger_hash"])):
+    if found := numbers_of(store).get((identity["round"], identity["challenger_hash"])):
         return found
     experiment = store.get_experiment_by_name(NAME).experiment_id
     drop_broken(store, experiment, identity)
@@ -138,7 +138,7 @@ def versions(store: Any) -> list[Any]:
     return list(store.search_model_versions(f"name = '{NAME}'"))
 
 
-def registered(store: Any) -> dict[tuple[str, str], str]:
+def numbers_of(store: Any) -> dict[tuple[str, str], str]:
     """(round, hash of the policy) -> number of its version."""
     return {
         (one.tags.get("round", ""), one.tags.get("challenger_hash", "")): str(one.version) for one in versions(store)

@@ -1,4 +1,4 @@
-"""``data/promotions.jsonl``: every move of the champion, one JSON object a line: who decided it, why, on which evidence.
+"""``data/promotions.jsonl``: every move of the champion, a JSON object a line: who decided it, why, on which evidence.
 
 Lines are only ever added. A line is written just before the pins move, so no move lacks its line; the line of a command
 that was killed in between shows no effect in the pins, and `champions` passes over it.

@@ -14,7 +14,7 @@ from typing import Any
 
 from retroformer.errors import DataError
 from retroformer.pins import Pins
-from retroformer.tracking.mlflow_view import DATABASE, NAME, client, drop_broken, log_policy, registered
+from retroformer.tracking.mlflow_view import DATABASE, NAME, client, drop_broken, log_policy, numbers_of
 from retroformer.tracking.promotions import Promotion, read, standing
 from retroformer.tracking.record import FIGURES
 from retroformer.tracking.versions import Version, version_of, versions_of
@@ -25,12 +25,12 @@ REPAIR = "`retroformer models repair` sets the registry from the files"
 @contextmanager
 def reachable() -> Iterator[None]:
     """What MLflow or SQLite cannot do, as one sentence. Raises DataError."""
-    import sqlalchemy
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         if "locked" in said:
             said = "database is locked by another program; try again when that is done"
@@ -65,7 +65,7 @@ def disagreements(root: Path, pins: Pins, records: Sequence[dict[str, Any]]) -> 
     try:
         with reachable():
             store = client(root)
-            held, known = aliases(store), registered(store)
+            held, known = aliases(store), numbers_of(store)
     except DataError as error:
         return [str(error)]
     told = []
@@ -122,7 +122,7 @@ def key_of(record: dict[str, Any]) -> tuple[str, str]:
 
 def restore(root: Path, store: Any, versions: Sequence[Version]) -> None:
     """Register from the history what the registry lacks, as in a clone, under the numbers that round.json has."""
-    known = registered(store)
+    known = numbers_of(store)
     for version in versions:
         found = known.get(key_of(version.record))
         while found is None or int(found) < int(version.number):

@@ -136,10 +136,9 @@ def compare(root: Path, one: Version, other: Version, versions: Sequence[Version
     Those are seeds that no gate looks at; their number was fixed before they were played, so the interval is that of a
     single look. It is of one comparison: the best of many is better than it is by luck, too.
     """
-    params = [params_of(root, version) for version in (one, other)]
+    first, second = params_of(root, one), params_of(root, other)
     differing = None
-    if params[0] is not None and params[1] is not None:
-        first, second = params
+    if first is not None and second is not None:
         names = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
         differing = {key: [first.get(key), second.get(key)] for key in names}
     played = [played_by(root, version, versions) for version in (one, other)]
