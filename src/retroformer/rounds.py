@@ -44,6 +44,8 @@ COPIED = (
 )
 """Of data/, the pins as the round started from them. Data Docs are left out: they are the same facts again, and
 data/validated of the commit has them."""
+RAN = {"dvc.lock": "lock.yaml", "params.yaml": "params.yaml"}
+"""What else of the project a round keeps, and its name there: every hash and value that the round was run with."""
 
 
 def close(root: Path = Path("."), *, commit: bool = False) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def closing(root: Path) -> dict[str, Any]:
     challenger_hash = policy_hash(str(CHALLENGER), root)
     dataset_hash = hash_directory(root / "data/batches")
     facts = record.build(root, pins, challenger_hash=challenger_hash, dataset_hash=dataset_hash, model_version="")
-    version = mlflow_view.publish(root, facts)
+    version = mlflow_view.publish(root, facts, head(root))
     closed = {**facts, "model_version": version}
     append(root, closed)
     mlflow_view.set_aliases(root, version, promoted=verdict["verdict"] == "promote")
@@ -120,6 +122,8 @@ def append(root: Path, closed: dict[str, Any]) -> None:
                 shutil.copytree(source, new / name, ignore=shutil.ignore_patterns(".*"))
             else:
                 shutil.copy(source, new / name)
+        for name, kept in RAN.items():
+            shutil.copy(root / name, new / kept)
         write_json(new / "round.json", closed)
     dvc(root, "add", "--quiet", str(folder))
 
@@ -177,6 +181,21 @@ def commit(root: Path, message: str, paths: list[str]) -> None:
     git(root, "add", "--", *paths)
     if git(root, "status", "--porcelain", "--", *paths).strip():
         git(root, "commit", "--quiet", "--message", message, "--", *paths)
+
+
+def head(root: Path) -> dict[str, str]:
+    """Tags for a version: the commit that its round is closed on, and whether code or values differ from it.
+
+    Not in round.json, which does not depend on when it is written. Empty where there is no commit.
+    """
+    try:
+        commit = git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()
+        # What a round itself writes and commits.
+        written = (":(exclude)data", ":(exclude)dvc.lock")
+        changed = git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *written).strip()
+    except DataError:
+        return {}
+    return {"git_commit": commit, "git_dirty": str(bool(changed)).lower()}
 
 
 def dvc(root: Path, *arguments: str) -> str:

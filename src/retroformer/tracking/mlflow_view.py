@@ -107,10 +107,10 @@ def follow_move(database: Path, artifacts: Path) -> None:
                 )
 
 
-def publish(root: Path, facts: dict[str, Any]) -> str:
+def publish(root: Path, facts: dict[str, Any], about: dict[str, str] | None = None) -> str:
     """Log the round as a run and register its challenger, once: a version with this round and hash is found again.
 
-    Returns the version's number.
+    `about` are tags that do not identify the version, such as the commit. Returns the version's number.
     """
     store = client(root)
     import mlflow
@@ -120,6 +120,7 @@ def publish(root: Path, facts: dict[str, Any]) -> str:
     for version in versions(store):
         if identity.items() <= version.tags.items():
             return str(version.version)
+    tags |= about or {}
     experiment = store.get_experiment_by_name(NAME).experiment_id
     words = " and ".join(f"tags.{key} = '{value}'" for key, value in identity.items())
     for broken in store.search_runs([experiment], words):  # killed before its version was registered
