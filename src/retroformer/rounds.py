@@ -23,6 +23,7 @@ from retroformer.errors import DataError
 from retroformer.pins import Pin, Pins, policy_hash, read_pins, verify, write_pins
 from retroformer.stages import STAGES
 from retroformer.storage import hash_directory, read_json, replacing, write_json, write_text
+from retroformer.tombstones import TOMBSTONES
 from retroformer.tracking import mlflow_view, record
 
 PINS = Path("data/champion.json")
@@ -147,12 +148,13 @@ def commit_round(root: Path, number: int) -> None:
     that were closed before without a commit are a part of what it started from.
     """
     ran = ["dvc.lock", "dvc.yaml", "params.yaml"]
-    crossed = [str(PINS), str(ROUNDS), *(f"{record.folder_of(earlier)}.dvc" for earlier in range(1, number))]
+    crossed = [str(PINS), str(ROUNDS), str(TOMBSTONES), *(f"{record.folder_of(earlier)}.dvc" for earlier in range(1, number))]
     if not git(root, "tag", "--list", f"round/{number}").strip():
         with as_started(root, number):
             commit(root, f"Round {number}", [*ran, *(path for path in crossed if (root / path).is_file())])
         git(root, "tag", f"round/{number}")
-    commit(root, f"Close round {number}", [*ran, *crossed, f"{record.folder_of(number)}.dvc"])
+    closed = [*ran, *crossed, f"{record.folder_of(number)}.dvc"]
+    commit(root, f"Close round {number}", [path for path in closed if (root / path).is_file()])
     if "core.remote=" in dvc(root, "config", "--list"):
         dvc(root, "push", "--quiet")
 
