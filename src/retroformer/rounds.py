@@ -148,7 +148,12 @@ def commit_round(root: Path, number: int) -> None:
     that were closed before without a commit are a part of what it started from.
     """
     ran = ["dvc.lock", "dvc.yaml", "params.yaml"]
-    crossed = [str(PINS), str(ROUNDS), str(TOMBSTONES), *(f"{record.folder_of(earlier)}.dvc" for earlier in range(1, number))]
+    crossed = [
+        str(PINS),
+        str(ROUNDS),
+        str(TOMBSTONES),
+        *(f"{record.folder_of(earlier)}.dvc" for earlier in range(1, number)),
+    ]
     if not git(root, "tag", "--list", f"round/{number}").strip():
         with as_started(root, number):
             commit(root, f"Round {number}", [*ran, *(path for path in crossed if (root / path).is_file())])

@@ -22,6 +22,7 @@ ROLES = {
     "judged": "judged the version",
     "unused": "listed, not learned from",
 }
+LINKS = {"weights": "was trained on from it", "data": "learned from its runs"}
 DATA = ("data/logs", "data/history", "data/rollouts", "data/validated", "data/batches", "data/challenger")
 """Of the hashes, those that a person looks for; --json has every one."""
 
@@ -80,10 +81,7 @@ def of_version(told: dict[str, Any], ids: bool) -> Iterator[str]:
     yield f"  {told['history']['path']}  {told['history']['md5'] or 'not tracked by DVC'} (now)"
     yield from of_data(told, ids)
     for one in told["inherited"]:
-        how = " and ".join(
-            f"version {link['version']} {'was trained on from it' if link['by'] == 'weights' else 'learned from its runs'}"
-            for link in one["through"]
-        )
+        how = " and ".join(f"version {link['version']} {LINKS[link['by']]}" for link in one["through"])
         yield f"\ninherited from version {one['version']} of round {one['round']}: {how}"
         yield f"  policy        {one['policy']}  {one['hash'][:16]}"
         yield f"  git           {commit(one['git'])}"
@@ -156,7 +154,9 @@ def forget(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print what is found, or the tombstone, as JSON")
     asked = parse(parser, arguments)
     if not asked.where:
-        raise ConfigError("say what is to be forgotten, for example --where 'text~ACME'; see `retroformer forget --help`")
+        raise ConfigError(
+            "say what is to be forgotten, for example --where 'text~ACME'; see `retroformer forget --help`"
+        )
     if asked.yes and not asked.reason.strip():
         raise ConfigError("a tombstone says why: --reason TEXT")
     from retroformer.lineage import aftermath, forgetting

@@ -32,8 +32,8 @@ def remaining(root: Path, tombstone: dict[str, Any], conditions: list[Condition]
     same = {id for id, state in sources.still_there(root, ids, sources.reading(params)).items() if state == "same"}
     for file, found in sources.by_file(ids[id] for id in same).items():
         told.append(
-            f"{file}, line {sources.ranges(found['lines'])}: the log itself; an import leaves it out, by the rules that "
-            "are in params.yaml now. Empty the lines (the numbers of the others stay): the same command with --logs"
+            f"{file}, line {sources.ranges(found['lines'])}: the log itself. An import leaves it out, by the rules in "
+            "params.yaml of today; forgetting with --logs empties the lines, and the numbers of the others stay"
         )
     folders = [path.parent for name in SEARCHED[:3] for path in (root / name).rglob("episodes.parquet")]
     told += [
@@ -47,14 +47,16 @@ def remaining(root: Path, tombstone: dict[str, Any], conditions: list[Condition]
     touched = sorted({*tombstone["touched"], *tombstone["inherited"]}, key=int)
     if touched:
         told.append(
-            f"the weights of version {', '.join(touched)} (with the vocabulary, where a model was built from scratch), in "
-            "data/history, the registry and DVC: they keep what they learned until they are replaced"
+            f"the weights of version {', '.join(touched)} (and the vocabulary of a model built from scratch), in "
+            "data/history, the registry and DVC: they keep what they learned"
         )
     told += [
         f"git's commits {commits} name {each['before'][:12]}, the round {number} of before, which is gone: there, "
         "`dvc checkout` reports it missing, and `dvc repro` starts from the logs again"
         for number, each in tombstone["rounds"].items()
-        if each["before"] and each["before"] != each.get("after") and (commits := commits_with(root, number, each["before"]))
+        if each["before"]
+        and each["before"] != each.get("after")
+        and (commits := commits_with(root, number, each["before"]))
     ]
     told.append("other clones, other remotes, backups, and what an MLflow store elsewhere was given")
     return told
@@ -114,7 +116,7 @@ def repinning(pins: Pins, champion: Pin, hashes: set[str]) -> str:
     values = ", ".join(repr(value) for value in asdict(new.champion).values())
     goes_on = "read_pins().train_from" if kept else "None"
     return (
-        'python -c "from retroformer.pins import *; write_pins(Path(\'data/champion.json\'), '
+        "python -c \"from retroformer.pins import *; write_pins(Path('data/champion.json'), "
         f'Pins({new.closed_rounds}, Pin({values}), {goes_on}))"'
     )
 

@@ -192,7 +192,9 @@ def author(root: Path) -> str:
         return getpass.getuser()
 
 
-def tombstone(root: Path, planned: Plan, conditions: list[Condition], reason: str, by: str, logs: bool) -> dict[str, Any]:
+def tombstone(
+    root: Path, planned: Plan, conditions: list[Condition], reason: str, by: str, logs: bool
+) -> dict[str, Any]:
     """The line, as it is before anything was removed."""
     groups: dict[tuple[Any, ...], dict[str, str]] = defaultdict(dict)
     for id, source in planned.trajectories.items():

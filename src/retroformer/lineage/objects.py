@@ -88,13 +88,11 @@ def holding(store: Path, ids: frozenset[str], pointers: set[str]) -> set[str]:
         return set()
     objects = {path.parent.name + path.name: path for path in store.glob("[0-9a-f][0-9a-f]/*") if path.is_file()}
     folders = {oid: list(entries(path)) for oid, path in objects.items() if oid.endswith(".dir")}
-    needed = {oid for oid in pointers} | {md5 for oid in pointers for _, md5 in folders.get(oid, ())}
+    needed = pointers | {md5 for oid in pointers for _, md5 in folders.get(oid, ())}
     doomed = {oid for oid, path in objects.items() if oid not in folders and holds(path, ids)} - needed
     affected = {oid for oid, mine in folders.items() if oid not in needed and any(md5 in doomed for _, md5 in mine)}
     elsewhere = {md5 for oid, mine in folders.items() if oid not in affected for _, md5 in mine} | needed
-    beside = {
-        md5 for oid in affected for name, md5 in folders[oid] if not name.startswith(OF_THE_POLICY)
-    } - elsewhere
+    beside = {md5 for oid in affected for name, md5 in folders[oid] if not name.startswith(OF_THE_POLICY)} - elsewhere
     return doomed | affected | (beside & objects.keys())
 
 

@@ -14,7 +14,7 @@ from retroformer.environments.splits import of_instance
 from retroformer.errors import DataError
 
 PLACE = re.compile(r"(?P<file>.+?):(?P<line>\d+)(?P<item>\[\d+\])?(?:#\d+)?(?= |$)")
-"""``data/logs/a.jsonl:17``, ``a.json:1[3]``, the third part of a run ``a.jsonl:17#3``; what follows is an older place."""
+"""``data/logs/a.jsonl:17``, ``a.json:1[3]``, a part of a run ``a.jsonl:17#3``; what follows is an older place."""
 
 
 class Place(NamedTuple):

@@ -26,7 +26,7 @@ from retroformer.lineage.versions import (
 from retroformer.pins import Pins, read_pins
 from retroformer.rounds import git
 from retroformer.storage import EPISODES, read_json, read_table, stream_table
-from retroformer.tombstones import TOMBSTONES, ids_of, read_tombstones
+from retroformer.tombstones import TOMBSTONES, read_tombstones
 from retroformer.tracking import mlflow_view
 
 FACTS = ("task", "outcome", "policy", "source")
@@ -88,8 +88,8 @@ def identity(root: Path, version: Version, pins: Pins) -> dict[str, Any]:
 def commit_of(root: Path, version: Version) -> dict[str, Any]:
     """Where a version's code is in git: the commit that is tagged with its round, or else the one it was closed on.
 
-    `commit` is None where neither is known, `dirty` says whether code or values differed from the commit; `in_git_since`
-    is the first commit that knows the round's data.
+    `commit` is None where neither is known, `dirty` says whether code or values differed from it; `in_git_since` is
+    the first commit that knows the round's data.
     """
     tag = f"round/{version.round}"
     told: dict[str, Any] = {"commit": None, "tag": None, "dirty": None, "in_git_since": None}

@@ -81,9 +81,10 @@ def parse(text: str) -> Condition:
             raise ConfigError(f"{text!r}: {value!r} is no regular expression: {error}") from None
         return Condition(column, sign, value)
     if column == TEXT or (sign in ORDER and column not in NUMBERS):
-        raise ConfigError(f"{text!r}: {column} is text; compare it with ~ (a regular expression)" + (
-            "" if column == TEXT else ", = or !="
-        ))
+        raise ConfigError(
+            f"{text!r}: {column} is text; compare it with ~ (a regular expression)"
+            + ("" if column == TEXT else ", = or !=")
+        )
     if value.startswith("@") and sign == "=":
         try:
             lines = frozenset(filter(None, Path(value[1:]).read_text(encoding="utf-8").splitlines()))

@@ -32,10 +32,11 @@ def curate(
 ) -> dict[str, Any]:
     """Score, rank and tier the history; say how often each trajectory is to be sampled.
 
-    Takes this round's trajectories and those of the last `window` - 1 closed rounds; where an id is in several
-    rounds the newest stands; what was forgotten is not read. Only what ended in success or failure may be sampled; the rest is listed with
-    probability 0. Trajectories of split checkpoint are kept for the choice of a checkpoint, with probability 0. Those
-    of split evaluation, which imported logs have, go to a folder of their own that training never opens.
+    Takes this round's trajectories and those of the last `window` - 1 closed rounds, without what was forgotten; where
+    an id is in several rounds the newest stands. Only what ended in success or failure may be sampled; the rest is
+    listed with probability 0. Trajectories of split checkpoint are kept for the choice of a checkpoint, with
+    probability 0. Those of split evaluation, which imported logs have, go to a folder of their own that training never
+    opens.
 
     Returns read, sampled and checkpoint, counts of trajectories. Raises DataError where a table is damaged, or
     nothing is left to learn from.
