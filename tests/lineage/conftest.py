@@ -85,6 +85,7 @@ def told_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
         report = {**read_json(root / "data/training/train.json"), "start": "data/history/round-0001/challenger"}
         write_json(root / "data/training/train.json", report)
         record_round(root)
+        patch.setattr(rounds, "check", lambda *arguments: None)  # DVC would find what the line before told it
         rounds.close(root)
     return root
 

@@ -50,6 +50,8 @@ class Plan:
     """Id -> source."""
     rounds: dict[str, list[int]] = field(default_factory=dict)
     """Id -> the closed rounds that hold it."""
+    rewritten: list[int] = field(default_factory=list)
+    """Closed rounds that hold one, or list one in their catalogue."""
     open: list[str] = field(default_factory=list)
     """Folders of the open round that hold one."""
     roles: dict[str, dict[str, list[str]]] = field(default_factory=dict)
@@ -84,6 +86,8 @@ def plan(root: Path, conditions: list[Condition]) -> Plan:
     planned = Plan(dict(sorted(found.items())), {id: sorted(numbers) for id, numbers in sorted(rounds.items())})
     planned.refused = refused(root, conditions)
     ids = frozenset(found)
+    closed = {number for number, folder in places(root, pins) if folder.is_relative_to(HISTORY)}
+    planned.rewritten = [number for number in sorted(closed) if ids and holds(root / folder_of(number), ids)]
     planned.open = [name for name in OPEN if holds(root / "data" / name, ids)]
     if planned.refused and "rollouts" not in planned.open:
         planned.open.insert(0, "rollouts")
@@ -213,10 +217,7 @@ def tombstone(
         "inherited": planned.inherited,
         "open": planned.open,
         "logs": logs,
-        "rounds": {
-            str(number): {"before": md5_of(root, number)}
-            for number in sorted({one for numbers in planned.rounds.values() for one in numbers})
-        },
+        "rounds": {str(number): {"before": md5_of(root, number)} for number in planned.rewritten},
     }
 
 
