@@ -45,7 +45,8 @@ def make_project(root: Path) -> Path:
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(HERE / name, root / name)
     (root / "data/history").mkdir(parents=True)
-    shutil.copy(HERE / "data/history/README.md", root / "data/history")
+    for name in ("README.md", "tombstones.jsonl"):
+        shutil.copy(HERE / "data/history" / name, root / "data/history")
     shutil.copytree(HERE / "data/logs", root / "data/logs")
     write_json(root / "data/champion.json", FIRST_PINS)
     run(root, "git", "init", "--quiet", "--initial-branch=main")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("types", "errors", "progress", "chat"),
     ("config", "storage"),
-    ("pins",),
+    ("pins", "tombstones"),
     ("journal",),
     ("environments", "importers", "objectives", "quality", "curriculum"),
     ("policies",),
@@ -21,7 +21,7 @@ LAYERS = (
     ("stages",),
     ("tracking",),
     ("rounds",),
-    ("promotion",),
+    ("promotion", "lineage"),
     ("cli",),
     ("__main__",),
 )

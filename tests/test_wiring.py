@@ -20,7 +20,7 @@ PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encodin
 SOURCE = ROOT / "src/retroformer"
 DECIDES_NOTHING = {f"src/retroformer/{name}.py" for name in ("config", "errors", "progress")}
 """The values of config.py are the params; errors and progress are what is shown."""
-INPUTS = {"data/champion.json", "data/history", "data/logs"}
+INPUTS = {"data/champion.json", "data/history", "data/history/tombstones.jsonl", "data/logs"}
 """What crosses rounds, and logs from elsewhere; no stage makes it."""
 
 

@@ -24,12 +24,13 @@ from retroformer.errors import DataError
 from retroformer.pins import Pin, Pins, policy_hash, read_pins, verify, write_pins
 from retroformer.stages import STAGES
 from retroformer.storage import hash_directory, read_json, replacing, write_json, write_text
+from retroformer.tombstones import TOMBSTONES
 from retroformer.tracking import mlflow_view, promotions, record, registry
 from retroformer.tracking.promotions import Promotion
 
 PINS = Path("data/champion.json")
 ROUNDS = Path("data/rounds.csv")
-MOVED = (PINS, ROUNDS, promotions.JOURNAL)
+MOVED = (PINS, ROUNDS, promotions.JOURNAL, TOMBSTONES)
 """What changes in git when the pins move."""
 CHALLENGER = Path("data/challenger")
 COPIED = (
@@ -48,6 +49,8 @@ COPIED = (
 )
 """Of data/, the pins as the round started from them. Data Docs are left out: they are the same facts again, and
 data/validated of the commit has them."""
+RAN = {"dvc.lock": "lock.yaml", "params.yaml": "params.yaml"}
+"""What else of the project a round keeps, and its name there: every hash and value that the round was run with."""
 
 
 def close(root: Path = Path("."), *, commit: bool = False) -> dict[str, Any]:
@@ -95,7 +98,7 @@ def closing(root: Path) -> dict[str, Any]:
     facts = record.build(root, pins, challenger_hash=challenger_hash, dataset_hash=dataset_hash, model_version="")
     registry.reconcile(root, pins, earlier)  # in a clone the earlier versions are made again, with their numbers
     with registry.reachable():
-        version = mlflow_view.publish(root, facts)
+        version = mlflow_view.publish(root, facts, head(root))
     closed = {**facts, "model_version": version}
     append(root, closed)
     records = [*earlier, closed]
@@ -153,7 +156,8 @@ def append(root: Path, closed: dict[str, Any]) -> None:
                 shutil.copytree(source, new / name, ignore=shutil.ignore_patterns(".*"))
             else:
                 shutil.copy(source, new / name)
-        shutil.copy(root / "params.yaml", new)
+        for name, kept in RAN.items():
+            shutil.copy(root / name, new / kept)
         write_json(new / "round.json", closed)
     dvc(root, "add", "--quiet", str(folder))
 
@@ -212,6 +216,21 @@ def commit(root: Path, message: str, paths: list[str]) -> None:
     git(root, "add", "--", *paths)
     if git(root, "status", "--porcelain", "--", *paths).strip():
         git(root, "commit", "--quiet", "--message", message, "--", *paths)
+
+
+def head(root: Path) -> dict[str, str]:
+    """Tags for a version: the commit that its round is closed on, and whether code or values differ from it.
+
+    Not in round.json, which does not depend on when it is written. Empty where there is no commit.
+    """
+    try:
+        commit = git(root, "rev-parse", "--verify", "--quiet", "HEAD").strip()
+        # What a round itself writes and commits.
+        written = (":(exclude)data", ":(exclude)dvc.lock")
+        changed = git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *written).strip()
+    except DataError:
+        return {}
+    return {"git_commit": commit, "git_dirty": str(bool(changed)).lower()}
 
 
 def dvc(root: Path, *arguments: str) -> str:

@@ -10,7 +10,7 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 
-from retroformer.cli import commands, models
+from retroformer.cli import commands, lineage, models
 from retroformer.cli.stages import run_stage, summary
 from retroformer.errors import ConfigError, user_fault
 from retroformer.stages import STAGES
@@ -34,6 +34,8 @@ Around them:
   models    the registered versions: list, show, compare, promote, roll back
   import    logs of agents that ran elsewhere, as trajectories
   export    trajectories in a format of exchange
+  lineage VERSION    what is behind a version, back to the lines of logs; --trajectory ID: what learned from it
+  forget    remove trajectories from the history for good, leave a tombstone, say what to run again
   off-policy    how much better a policy is than what made some logs, from the logs alone
   check-environment NAME    play an environment, package:task or an import path, and say what breaks its contract
 """
@@ -44,6 +46,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "models": models.models,
     "import": commands.import_,
     "export": commands.export,
+    "lineage": lineage.lineage,
+    "forget": lineage.forget,
     "off-policy": commands.off_policy,
     "check-environment": commands.check_environment,
 }

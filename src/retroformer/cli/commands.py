@@ -72,6 +72,7 @@ def import_(arguments: Sequence[str]) -> None:
     from retroformer.importers.importing import import_logs, import_records
     from retroformer.importers.outcomes import OutcomeRule, imported
     from retroformer.importers.redaction import PATTERNS
+    from retroformer.tombstones import forgotten_ids
 
     parser = Parser(prog="retroformer import", description=inspect.getdoc(import_), allow_abbrev=False)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="files or folders; for mlflow also the URI of a store")
@@ -90,7 +91,11 @@ def import_(arguments: Sequence[str]) -> None:
         imported(asked.outcome)
     rule = OutcomeRule(asked.reward, asked.success, asked.assessment, asked.outcome, *asked.reward_range)
     rules = Rules(rule, of_instance)
-    options = {"redact": asked.redact, "max_quarantined": asked.max_quarantined}
+    options = {
+        "redact": asked.redact,
+        "max_quarantined": asked.max_quarantined,
+        "forgotten": forgotten_ids(),
+    }
     if asked.format == "mlflow" and any("://" in path for path in asked.paths):
         from retroformer.tracking.traces import read_traces
 
@@ -100,6 +105,8 @@ def import_(arguments: Sequence[str]) -> None:
         report = import_logs(map(Path, asked.paths), asked.format, asked.out, rules, **options)
     shown = ("read", "accepted", "repeated", "quarantined", "episodes", "steps", "success")
     print("import: " + ", ".join(f"{key} {short(report[key])}" for key in shown))
+    if "forgotten" in report:
+        print(f"  left out, named by a tombstone: {report['forgotten']}")
     for title in ("outcomes", "reasons", "redacted"):
         if report[title]:
             print(f"  {title}: " + ", ".join(f"{name} {count}" for name, count in report[title].items()))

@@ -123,11 +123,11 @@ class Job:
 def summary_of(found: Found, record: int) -> Summary:
     """The summary of a trajectory of the record at that place."""
     one = found.trajectory
-    id = _hash(one.id)
+    id = hash_of(one.id)
     return Summary(
         record,
-        _hash(found.name) if found.name else 0,
-        id if found.content == one.id else _hash(found.content),
+        hash_of(found.name) if found.name else 0,
+        id if found.content == one.id else hash_of(found.content),
         id,
         one.task.family,
         one.task.name,
@@ -140,7 +140,8 @@ def summary_of(found: Found, record: int) -> Summary:
     )
 
 
-def _hash(text: str) -> int:
+def hash_of(text: str) -> int:
+    """How ids, names and contents are compared and kept in the ledger: 64 bits."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 

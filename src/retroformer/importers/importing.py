@@ -25,7 +25,7 @@ from retroformer.errors import ContractBroken, DataError
 from retroformer.importers import atif
 from retroformer.importers.attempts import link_attempts
 from retroformer.importers.conversation import Found, Rules
-from retroformer.importers.converting import Converted, Job, Summary, chunks_of, convert_all, summary_of
+from retroformer.importers.converting import Converted, Job, Summary, chunks_of, convert_all, hash_of, summary_of
 from retroformer.importers.formats import format_named
 from retroformer.importers.records import Record, Rejected, files_of
 from retroformer.progress import progress
@@ -57,11 +57,13 @@ def import_logs(
     extra: dict[str, Any] | None = None,
     afresh: bool = False,
     workers: int = 0,
+    forgotten: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """Import files into a folder. Returns the report, which is collect.json; `extra` is added to it.
 
     An earlier import in the folder is added to, or replaced where `afresh` says so. `workers` are processes, 0 means
-    one a core where there is much to read; their number does not change what is written.
+    one a core where there is much to read; their number does not change what is written. Trajectories whose ids are
+    `forgotten` are left out, also of what an earlier import wrote.
 
     Raises ConfigError for an unknown format, DataError where there is nothing to read, ContractBroken where more than
     `max_quarantined` of the records had to go to quarantine; then nothing is written.
@@ -73,7 +75,7 @@ def import_logs(
     if not workers:
         workers = len(os.sched_getaffinity(0)) if size > SMALL else 1
     with progress("import", size, "bytes") as shown:
-        importing = Importing(Job(format, rules, tuple(redact)), workers)
+        importing = Importing(Job(format, rules, tuple(redact)), workers, forgotten)
 
         def advance(count: int) -> None:
             shown.advance(count, f"{importing.read} records")
@@ -90,10 +92,11 @@ def import_records(
     *,
     redact: Iterable[str] = (),
     max_quarantined: float = 0.4,
+    forgotten: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """Import what comes from elsewhere than files, each value with its place; otherwise like `import_logs`."""
     format_named(format)
-    importing = Importing(Job(format, rules, tuple(redact)), workers=1)
+    importing = Importing(Job(format, rules, tuple(redact)), workers=1, forgotten=forgotten)
     read = (Record(source, value) for source, value in records)
     return importing.into(out, read, max_quarantined, {"format": format})
 
@@ -164,9 +167,11 @@ class Tally:
 class Importing:
     """One run of an import."""
 
-    def __init__(self, job: Job, workers: int):
+    def __init__(self, job: Job, workers: int, forgotten: frozenset[str] = frozenset()):
         self.job, self.workers = job, workers
-        self.read = self.accepted = self.repeated = 0
+        self.forgotten_ids = forgotten
+        self.forgotten_hashes = {hash_of(id) for id in forgotten}
+        self.read = self.accepted = self.repeated = self.forgotten = 0
         self.reasons: Counter[str] = Counter()
         self.redacted: Counter[str] = Counter()
         self.example = ""
@@ -215,6 +220,7 @@ class Importing:
                 "accepted": self.accepted,
                 "repeated": self.repeated,
                 "quarantined": quarantined,
+                **({"forgotten": self.forgotten} if self.forgotten else {}),
                 "reasons": dict(sorted(self.reasons.items())),
                 "redacted": dict(sorted(self.redacted.items())),
                 "outcome": str(self.job.rules.outcome) or "fields reward and success",
@@ -231,6 +237,8 @@ class Importing:
         if read_json(out / "collect.json").get("source") != "import":
             raise DataError(f"{out} holds episodes that were played, not imported; import into a folder of its own")
         for trajectory in stream_trajectories(out):
+            if trajectory.id in self.forgotten_ids:
+                continue
             summary = summary_of(Found("", "", trajectory), 0)
             self.ids.add(summary.id)
             self._count(summary)
@@ -254,6 +262,13 @@ class Importing:
         of_record = groupby(enumerate(converted.summaries), key=lambda pair: pair[1].record)
         for record, pairs in of_record:
             found = list(pairs)
+            if self.forgotten_hashes:
+                left = [pair for pair in found if pair[1].id not in self.forgotten_hashes]
+                if len(left) < len(found):
+                    self.forgotten += not left
+                    found = left
+                if not found:
+                    continue
             if any(one.name and self.names.get(one.name, one.content) != one.content for _, one in found):
                 why = Rejected("conflicting_id", "the log has this id before, with other content")
                 refused[record] = self.job.refusal(why, chunk[record])

@@ -15,6 +15,7 @@ from retroformer.progress import progress
 from retroformer.rollouts.engine import Conditions, Episode
 from retroformer.rollouts.workers import Player, play_all
 from retroformer.storage import check_replaceable, replacing, write_json, write_trajectories
+from retroformer.tombstones import TOMBSTONES, forgotten_ids
 from retroformer.types import Outcome, Trajectory
 
 
@@ -25,6 +26,7 @@ def collect(
     *,
     champion: Path = Path("data/champion.json"),
     logs: Path = Path("data/logs"),
+    tombstones: Path = TOMBSTONES,
     out: Path = Path("data/rollouts"),
 ) -> dict[str, Any]:
     """Play episodes with a pinned policy and record them, or import logs.
@@ -34,14 +36,15 @@ def collect(
     mode: the policy writes its actions, sampled token by token; one that max_new_tokens cuts is given to the
     environment as it is. A task's own step limit ends in failure, a limit of the collector in truncated, what breaks
     in error with its message. With `source` import nothing is played: the logs are read, and what cannot be believed
-    goes to quarantine with its reason.
+    goes to quarantine with its reason. What a tombstone names is left out, and counted.
 
     Returns counts. Raises EnvironmentFault for an unknown task or where too many episodes end in error, PinMismatch
     where the policy is not the pinned one, ContractBroken where too much of the logs went to quarantine.
     """
     pins = read_pins(champion)
+    forgotten = forgotten_ids(tombstones)
     if config.source == "import":
-        return import_into(out, logs, config, pins.round)
+        return import_into(out, logs, config, pins.round, forgotten)
     pin = pins.train_from or pins.champion if config.policy == "train_from" else pins.champion
     verify(pin, champion.parent.parent)
     check_replaceable(out)
@@ -61,14 +64,19 @@ def collect(
             cut += sum(one.cut for one in played)
             solved = sum(one.outcome is Outcome.SUCCESS for one in trajectories)
             shown.advance(len(played), f"success {solved / len(trajectories):.2f}")
-    report = describe(trajectories, pins.round, pin.version) | {"cut_actions": cut}
+    kept = [one for one in trajectories if one.id not in forgotten]
+    report = describe(kept, pins.round, pin.version) | {"cut_actions": cut}
+    if len(kept) < len(trajectories):
+        report["forgotten"] = len(trajectories) - len(kept)
     with replacing(out) as folder:
-        write_trajectories(folder, trajectories)
+        write_trajectories(folder, kept)
         write_json(folder / "collect.json", report)
     return {name: report[name] for name in ("episodes", "steps", "success")}
 
 
-def import_into(out: Path, logs: Path, config: CollectConfig, round_number: int) -> dict[str, Any]:
+def import_into(
+    out: Path, logs: Path, config: CollectConfig, round_number: int, forgotten: frozenset[str]
+) -> dict[str, Any]:
     """Import the logs as this round's trajectories."""
     from retroformer.importers.conversation import Rules
     from retroformer.importers.importing import import_logs
@@ -84,6 +92,7 @@ def import_into(out: Path, logs: Path, config: CollectConfig, round_number: int)
         extra={"round": round_number},
         afresh=True,
         workers=config.workers,
+        forgotten=forgotten,
     )
     return {name: report[name] for name in ("read", "accepted", "quarantined", "episodes", "steps", "success")}
 

@@ -15,6 +15,7 @@ from retroformer.curriculum.sampling import probabilities
 from retroformer.errors import DataError
 from retroformer.pins import read_pins
 from retroformer.storage import read_trajectories, replacing, write_json, write_trajectories
+from retroformer.tombstones import TOMBSTONES, forgotten_ids
 from retroformer.types import Trajectory
 
 UNSEEN = "evaluation"
@@ -31,10 +32,11 @@ def curate(
 ) -> dict[str, Any]:
     """Score, rank and tier the history; say how often each trajectory is to be sampled.
 
-    Takes this round's trajectories and those of the last `window` - 1 closed rounds; where an id is in several
-    rounds the newest stands. Only what ended in success or failure may be sampled; the rest is listed with
-    probability 0. Trajectories of split checkpoint are kept for the choice of a checkpoint, with probability 0. Those
-    of split evaluation, which imported logs have, go to a folder of their own that training never opens.
+    Takes this round's trajectories and those of the last `window` - 1 closed rounds, without what was forgotten; where
+    an id is in several rounds the newest stands. Only what ended in success or failure may be sampled; the rest is
+    listed with probability 0. Trajectories of split checkpoint are kept for the choice of a checkpoint, with
+    probability 0. Those of split evaluation, which imported logs have, go to a folder of their own that training never
+    opens.
 
     Returns read, sampled and checkpoint, counts of trajectories. Raises DataError where a table is damaged, or
     nothing is left to learn from.
@@ -43,13 +45,15 @@ def curate(
     this_round = read_pins(champion).round
     past = range(this_round - 1, max(0, this_round - config.window), -1)
     sources = {this_round: validated} | {number: history / f"round-{number:04d}" / "validated" for number in past}
+    forgotten = forgotten_ids(history / TOMBSTONES.name)
     found: dict[str, tuple[int, Trajectory]] = {}
     read = 0
     for number, folder in sources.items():
         if not folder.is_dir():
             hint = "run validate" if number == this_round else "it belongs to a closed round; try `dvc pull`"
             raise DataError(f"{folder} does not exist; {hint}")
-        trajectories = read_trajectories(folder)
+        # A forgetting that was killed may have left rows of what its tombstone names.
+        trajectories = [one for one in read_trajectories(folder) if one.id not in forgotten]
         read += len(trajectories)
         for trajectory in trajectories:
             found.setdefault(trajectory.id, (number, trajectory))

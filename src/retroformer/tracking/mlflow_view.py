@@ -108,10 +108,10 @@ def follow_move(database: Path, artifacts: Path) -> None:
                 )
 
 
-def publish(root: Path, facts: dict[str, Any]) -> str:
+def publish(root: Path, facts: dict[str, Any], about: dict[str, str] | None = None) -> str:
     """Log the round as a run and register its challenger, once: a version with this round and hash is found again.
 
-    Returns the version's number.
+    `about` are tags that do not identify the version, such as the commit. Returns the version's number.
     """
     store = client(root)
     import mlflow
@@ -120,6 +120,7 @@ def publish(root: Path, facts: dict[str, Any]) -> str:
     identity = {key: tags[key] for key in ("round", "challenger_hash")}
     if found := numbers_of(store).get((identity["round"], identity["challenger_hash"])):
         return found
+    tags |= about or {}
     experiment = store.get_experiment_by_name(NAME).experiment_id
     drop_broken(store, experiment, identity)
     with mlflow.start_run(experiment_id=experiment, run_name=f"round-{facts['round']}", tags=tags) as run:

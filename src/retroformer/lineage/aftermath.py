@@ -1,0 +1,132 @@
+"""After a forgetting: what still holds something of it, and what to run again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from retroformer.errors import DataError
+from retroformer.lineage import objects, sources
+from retroformer.lineage.versions import Version, read_versions
+from retroformer.lineage.where import TEXT, Condition
+from retroformer.pins import Pin, Pins, read_pins
+from retroformer.rounds import git
+from retroformer.storage import EPISODES, stream_table
+from retroformer.tombstones import ids_of
+from retroformer.tracking.record import folder_of
+
+SEARCHED = ("data", "mlruns/artifacts", "imported", ".resume")
+TEXTS = {".json", ".jsonl", ".ndjson", ".csv", ".html", ".txt", ".md", ".yaml", ".yml", ".log"}
+MOST = 256 * 2**20
+"""Bytes of a text file that is searched."""
+
+
+def remaining(root: Path, tombstone: dict[str, Any], conditions: list[Condition]) -> list[str]:
+    """Sentences: where the same can still be found on this machine, looked for now, and what cannot be looked into."""
+    ids = ids_of(tombstone)
+    told = []
+    params = sources.read_yaml(root / "params.yaml")
+    same = {id for id, state in sources.still_there(root, ids, sources.reading(params)).items() if state == "same"}
+    for file, found in sources.by_file(ids[id] for id in same).items():
+        told.append(
+            f"{file}, line {sources.ranges(found['lines'])}: the log itself. An import leaves it out, by the rules in "
+            "params.yaml of today; forgetting with --logs empties the lines, and the numbers of the others stay"
+        )
+    folders = [path.parent for name in SEARCHED[:3] for path in (root / name).rglob("episodes.parquet")]
+    told += [
+        f"{folder.relative_to(root)}: trajectories that were imported there; import again, or remove the folder"
+        for folder in sorted(set(folders))
+        if objects.holds(folder / "episodes.parquet", frozenset(ids))
+    ]
+    patterns = [re.compile(one.value.encode()) for one in conditions if one.column == TEXT]
+    texts = [path.relative_to(root) for path in text_files(root) if patterns and speaks(path, patterns)]
+    told += [f"{path}: the text stands there too" for path in sorted(texts)]
+    touched = sorted({*tombstone["touched"], *tombstone["inherited"]}, key=int)
+    if touched:
+        told.append(
+            f"the weights of version {', '.join(touched)} (and the vocabulary of a model built from scratch), in "
+            "data/history, the registry and DVC: they keep what they learned"
+        )
+    told += [
+        f"git's commits {commits} name {each['before'][:12]}, the round {number} of before, which is gone: there, "
+        "`dvc checkout` reports it missing, and `dvc repro` starts from the logs again"
+        for number, each in tombstone["rounds"].items()
+        if each["before"]
+        and each["before"] != each.get("after")
+        and (commits := commits_with(root, number, each["before"]))
+    ]
+    told.append("other clones, other remotes, backups, and what an MLflow store elsewhere was given")
+    return told
+
+
+def text_files(root: Path) -> Iterator[Path]:
+    """Files of the project that people can read, of a size that can be searched."""
+    for name in SEARCHED:
+        for path in (root / name).rglob("*"):
+            if path.suffix in TEXTS and path.is_file() and path.stat().st_size <= MOST:
+                yield path
+
+
+def speaks(path: Path, patterns: list[re.Pattern[bytes]]) -> bool:
+    """Whether all patterns are found in a file."""
+    text = path.read_bytes()
+    return all(pattern.search(text) for pattern in patterns)
+
+
+def commits_with(root: Path, number: str, md5: str) -> str:
+    """The commits, shortened, whose pointer of a round names that hash; empty where there is none."""
+    try:
+        path = f"{folder_of(int(number))}.dvc"
+        found = git(root, "log", "--all", "--format=%h", "--", path).split()
+        return ", ".join(one for one in reversed(found) if md5 in git(root, "show", f"{one}:{path}"))
+    except DataError:
+        return ""
+
+
+def commands(root: Path, tombstone: dict[str, Any]) -> list[str]:
+    """What to run, in order, so that nothing that is in use has learned from what was forgotten."""
+    pins = read_pins(root / "data/champion.json")
+    versions = read_versions(root)
+    touched = {*tombstone["touched"], *tombstone["inherited"]}
+    learned = {number for number, roles in tombstone["touched"].items() if roles.keys() - {"judged"}}
+    learned |= set(tombstone["inherited"])
+    hashes = {one.hash for one in versions if one.number in learned}
+    told = []
+    if pins.champion.hash in hashes or (pins.train_from is not None and pins.train_from.hash in hashes):
+        told.append(repinning(pins, untouched(pins, versions, hashes), hashes))
+    if touched or tombstone["open"]:
+        told.append("dvc exp run -S curate.window=1" if replays(root, pins, hashes) else "dvc repro")
+        told.append("retroformer close")
+    return told
+
+
+def untouched(pins: Pins, versions: list[Version], hashes: set[str]) -> Pin:
+    """The newest champion that did not learn from what was forgotten; at last the agent of the first round."""
+    champions = [one.pins.champion for one in versions] + [pins.champion]
+    return next((one for one in reversed(champions) if one.hash not in hashes), champions[0])
+
+
+def repinning(pins: Pins, champion: Pin, hashes: set[str]) -> str:
+    """A command that pins an untouched champion, and lets training begin from it, or afresh."""
+    kept = pins.train_from if pins.train_from is not None and pins.train_from.hash not in hashes else None
+    new = replace(pins, champion=champion if pins.champion.hash in hashes else pins.champion, train_from=kept)
+    values = ", ".join(repr(value) for value in asdict(new.champion).values())
+    goes_on = "read_pins().train_from" if kept else "None"
+    return (
+        "python -c \"from retroformer.pins import *; write_pins(Path('data/champion.json'), "
+        f'Pins({new.closed_rounds}, Pin({values}), {goes_on}))"'
+    )
+
+
+def replays(root: Path, pins: Pins, hashes: set[str]) -> bool:
+    """Whether the open round would replay history that a policy played which learned from what was forgotten."""
+    window = (sources.read_yaml(root / "params.yaml") or {}).get("curate", {}).get("window", 1)
+    played = {hash[:16] for hash in hashes}
+    for number in range(pins.closed_rounds, max(0, pins.round - window), -1):
+        path = root / folder_of(number) / "validated/episodes.parquet"
+        if any(not played.isdisjoint(batch["policy"].to_pylist()) for batch in stream_table(path, EPISODES)):
+            return True
+    return False
