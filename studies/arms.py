@@ -10,23 +10,31 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from retroformer.config import Config, load_config
+from retroformer.environments import with_missions
 from retroformer.environments.splits import seeds
 from retroformer.rollouts.engine import Conditions, Episode
 from retroformer.rollouts.workers import Player, play_all
 from retroformer.stages.collect import collect
 from retroformer.stages.curate import curate
 from retroformer.stages.train import train
-from retroformer.storage import read_json, resume_folder, write_json, write_text
+from retroformer.storage import TrajectoryWriter, read_json, resume_folder, stream_trajectories, write_json, write_text
 from retroformer.types import Outcome
 
 ROOT = Path(".resume/studies")
 PINS = Path("data/champion.json")
 FIRST_AGENT = "scripted:babyai-bot?noise=0.7"
+AGENTS = {
+    "babyai": FIRST_AGENT,
+    "toy_text": "scripted:expert?noise=0.5",
+    "textworld-express": "scripted:expert?noise=0.2",
+}
+"""Who wrote the history of a package's tasks: an expert with as much noise as leaves it both outcomes."""
 Successes = dict[str, list[int]]
 """Task -> [solved, played]."""
 
@@ -72,18 +80,38 @@ def history(seed: int, overrides: tuple[tuple[str, Any], ...]) -> Path:
     sections = [config.collect, config.tasks, config.curate, seed]
     folder = ROOT / resume_folder("history", [], sections).name
     if not (folder / "batches").is_dir():
-        write_json(folder / "data/champion.json", first_pins())
-        one_worker = config.collect.model_copy(update={"workers": 1})
-        collect(one_worker, config.tasks, seed, champion=folder / "data/champion.json", out=folder / "rollouts")
         pins = folder / "data/champion.json"
+        parts = [collected(folder, seed, config, package) for package in packages_of(config.tasks.train)]
+        (folder / "rollouts").mkdir(exist_ok=True)
+        with TrajectoryWriter(folder / "rollouts") as writer:
+            for part in parts:
+                for trajectory in stream_trajectories(part):
+                    writer.add(trajectory)
+        write_json(pins, first_pins())
         curate(config.curate, champion=pins, validated=folder / "rollouts", out=folder / "batches")
     return folder
 
 
-def first_pins() -> dict[str, Any]:
+def packages_of(names: Sequence[str]) -> list[str]:
+    """The packages of some tasks, each once, in their order."""
+    return list(dict.fromkeys(name.partition(":")[0] for name in names))
+
+
+def collected(folder: Path, seed: int, config: Config, package: str) -> Path:
+    """What the package's own agent did on its share of the tasks."""
+    tasks = tuple(name for name in config.tasks.train if name.partition(":")[0] == package)
+    episodes = config.collect.episodes * len(tasks) // len(config.tasks.train)
+    own = config.collect.model_copy(update={"workers": 1, "episodes": episodes})
+    pins, out = folder / package / "data/champion.json", folder / package / "rollouts"
+    write_json(pins, first_pins(AGENTS[package]))
+    collect(own, config.tasks.model_copy(update={"train": tasks}), seed, champion=pins, out=out)
+    return out
+
+
+def first_pins(agent: str = FIRST_AGENT) -> dict[str, Any]:
     """A lockfile in which no round is closed yet."""
-    digest = hashlib.sha256(FIRST_AGENT.encode()).hexdigest()
-    return {"closed_rounds": 0, "champion": {"policy": FIRST_AGENT, "hash": digest, "uri": ""}, "train_from": None}
+    digest = hashlib.sha256(agent.encode()).hexdigest()
+    return {"closed_rounds": 0, "champion": {"policy": agent, "hash": digest, "uri": ""}, "train_from": None}
 
 
 def key_of(arm: Arm) -> str:
@@ -150,8 +178,10 @@ def played(arm: Arm, challenger: Path, way: Play, config: Config) -> Successes:
         settings = json.loads((challenger / "retroformer.json").read_text())
         settings["layout"]["target_return"] = way.target_return
         write_text(challenger / "retroformer.json", json.dumps(settings))
-    everything = load_config().tasks
+    everything = configure(arm.data, arm.seed).tasks
     names = everything.held_out if way.held_out else everything.train
+    if way.mission != "true":
+        names = with_missions(names, text=config.tasks.text, actions=config.tasks.actions)
     split, count = ("transfer", config.evaluate.transfer) if way.held_out else ("final", config.evaluate.final)
     numbers = seeds(split, run_seed=arm.seed, round_number=1, count=count)
     plan = [Episode(names[i % len(names)], number, split, way.mission) for i, number in enumerate(numbers)]  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from retroformer.rollouts.workers import Player, play_all
 from retroformer.storage import read_json, read_trajectories, write_json, write_text, write_trajectories
 from retroformer.types import Trajectory
 from studies.arms import FIRST_AGENT, ROOT, configure, history
-from studies.pages import table
+from studies.tables import table
 
 SEEDS = 20
 """Independent logs of the default size for each pair."""

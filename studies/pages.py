@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from retroformer.config import load_config
 from retroformer.storage import write_text
+from studies import kinds
 from studies.arms import FIRST_AGENT, FOLLOWS, GREEDY, SAMPLED, TRANSFER, Arm, Play
+from studies.tables import Result, by_arm, half_width, over_seeds, table
 
 DOCS = Path("docs/studies")
 STRICT = ("P5N2", "P6N3", "P6N4", "D6N4", "P7N3", "P8N5")
 UPDATES_A_PASS = 371
 """5,940 trajectories in batches of 16."""
 PASSES = (1, 2, 4, 8)
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,35 +37,6 @@ def rates(result: Result, play: str, family: str) -> float | None:
     """Mean success over a family's tasks."""
     found = [k / n for task, (k, n) in result.get(play, {}).items() if (task in STRICT) == (family == "strict")]
     return sum(found) / len(found) if found else None
-
-
-def over_seeds(values: Iterable[float | None]) -> str:
-    """Mean and 95% Student interval over seeds: ``.72 ± .03``; a single seed has no interval."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    if len(known) == 1:
-        return f"{known[0]:.3f}"
-    return f"{np.mean(known):.3f} ± {half_width(known):.3f}"
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half of the 95% Student interval of a mean over seeds."""
-    return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Results of each arm, in the order of the seeds."""
-    found: dict[str, list[Result]] = {}
-    for result in sorted(results, key=lambda result: result["seed"]):
-        found.setdefault(result["arm"], []).append(result)
-    return found
 
 
 def comparison(results: Sequence[Result], plays: Sequence[str], labels: dict[str, str]) -> str:
@@ -341,6 +311,7 @@ STUDIES = {
     "returns": Study("Does asking for a higher return change the behaviour (S3)?", 3, return_arms, return_answer),
     "transfer": Study("Does one policy for all tasks cost or gain (S7)?", 3, transfer_arms, transfer_answer),
     "curriculum": Study("Does the curriculum save updates (S8)?", 3, curriculum_arms, curriculum_answer),
+    "kinds": Study("Does one policy for families that differ in kind cost or gain (S7)?", 3, kinds.arms, kinds.answer),
     "words": Study("What do actions of several tokens cost?", 3, words_arms, words_answer),
 }
 

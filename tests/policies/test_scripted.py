@@ -57,6 +57,16 @@ def test_without_noise_the_expert_alone_acts():
     assert (choice.action, choice.logprob, choice.probabilities) == ("forward", 0.0, (0.0, 0.0, 1.0, 0.0))
 
 
+def test_the_expert_of_any_environment_that_has_one():
+    environment, agent = make("toy_text:Lake4"), load_scripted("scripted:expert")
+    for seed in range(5):
+        observation, info = environment.reset(seed=seed)
+        while "success" not in info:
+            decision = Decision(0, 0, "", observation, info["admissible_actions"], 0.5, environment)
+            observation, _, _, _, info = environment.step(agent.act([decision])[0].action)
+        assert info["success"]
+
+
 def test_where_the_expert_does_not_know_the_choice_is_uniform_and_recorded_as_such():
     choice = choose("scripted:babyai-bot?noise=0.1", 0.6, expert=None)
     assert choice.action == "forward"

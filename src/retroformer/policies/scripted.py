@@ -14,9 +14,9 @@ from retroformer.errors import PolicyError
 from retroformer.pins import SCRIPTED
 from retroformer.policies.agent import Agent, Choice, Decision
 
-EXPERTS = ("babyai-bot", "desk")
-"""Each asks the environment what its expert would do."""
-KNOWN = "scripted:babyai-bot?noise=0.7, scripted:desk?noise=0.3, scripted:random"
+EXPERTS = ("babyai-bot", "desk", "expert")
+"""Each asks the environment what its expert would do; the last is for any environment that has one."""
+KNOWN = "scripted:babyai-bot?noise=0.7, scripted:desk?noise=0.3, scripted:expert?noise=0.5, scripted:random"
 
 
 def load_scripted(spec: str) -> Agent:

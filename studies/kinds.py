@@ -1,0 +1,97 @@
+"""Families that differ in kind, under one policy: rooms told in words, Gymnasium's toy_text, TextWorldExpress (S7).
+
+A family's history is by an agent of its own, see `arms.AGENTS`. TextWorldExpress is an extra that needs Java; without
+it the study is of the other two, and the page says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from retroformer.environments import make
+from retroformer.errors import EnvironmentFault
+from studies.arms import AGENTS, SAMPLED, TRANSFER, Arm, Play
+from studies.tables import by_arm, over_seeds, table
+
+KINDS = {
+    "babyai": ("P5N2", "P6N3", "GoToLocalS5N2"),
+    "toy_text": ("Taxi", "Lake4"),
+    "textworld-express": ("simonsays", "peckingorder"),
+}
+HELD_OUT = {
+    "babyai": ("P6N4", "GoToLocalS6N4"),
+    "toy_text": ("Lake6",),
+    "textworld-express": ("sorting",),
+}
+SWAPPED = Play("swapped", mission="shuffled")
+PLAYS = (SAMPLED, SWAPPED, *TRANSFER)
+
+
+def present() -> list[str]:
+    """The families whose parts are installed."""
+    found = []
+    for package, tasks in KINDS.items():
+        try:
+            make(f"{package}:{tasks[0]}").close()
+        except EnvironmentFault:
+            continue
+        found.append(package)
+    return found
+
+
+def named(tasks: dict[str, tuple[str, ...]], packages: Sequence[str]) -> list[str]:
+    """The tasks of some families under their full names."""
+    return [f"{package}:{task}" for package in packages for task in tasks[package]]
+
+
+def arms(seeds: int) -> list[Arm]:
+    """One policy for all families, one for each on equal updates, and the agents that made the logs."""
+    packages = present()
+    together = (("tasks.train", named(KINDS, packages)), ("tasks.held_out", named(HELD_OUT, packages)))
+    found = []
+    for seed in range(seeds):
+        found.append(Arm("joint", seed, plays=PLAYS, data=together))
+        for package in packages:
+            own = ("tasks.train", named(KINDS, [package]))
+            found.append(Arm(f"{package} alone", seed, (own,), PLAYS, data=together))
+            found.append(Arm(f"{package} agent", seed, plays=(SAMPLED,), policy=AGENTS[package], data=(own,)))
+    return found
+
+
+def answer(results: Sequence[dict[str, Any]]) -> tuple[str, None]:
+    """Joint and single training on trained and held-out tasks, and with another mission than the true one."""
+    found = by_arm(results)
+    packages = [package for package in KINDS if f"{package} agent" in found]
+
+    def row(label: str, arm: str, play: str, tasks: dict[str, tuple[str, ...]], kinds: Sequence[str]) -> list[str]:
+        own = found.get(arm, [])
+        cells = [over_seeds(success(one, play, tasks[package]) for one in own) for package in kinds]
+        return [label, play, str(len(own)), *cells]
+
+    rows = []
+    for play in ("sampled", "swapped"):
+        rows.append(row("one policy for all", "joint", play, KINDS, packages))
+        rows += [row(f"{package} alone", f"{package} alone", play, KINDS, packages) for package in packages]
+    agents = [over_seeds(success(one, "sampled", KINDS[p]) for one in found[f"{p} agent"]) for p in packages]
+    rows.insert(0, ["the agent that made the logs", "sampled", str(len(found[f"{packages[0]} agent"])), *agents])
+    text = table(["", "played", "seeds", *packages], rows)
+    text += "\nTasks never trained on (" + ", ".join(named(HELD_OUT, packages)) + "):\n\n"
+    rows = []
+    for play in ("held out", "held out, shuffled"):
+        rows.append(row("one policy for all", "joint", play, HELD_OUT, packages))
+        rows += [row(f"{package} alone", f"{package} alone", play, HELD_OUT, packages) for package in packages]
+    text += table(["", "played", "seeds", *packages], rows)
+    text += (
+        "\nSwapped and shuffled are played on the tasks whose mission differs from seed to seed: those of babyai, and "
+        "Taxi. A policy of one family plays the others' tasks too: that is what it transfers to them."
+    )
+    if missing := [package for package in KINDS if package not in packages]:
+        text += f" {', '.join(missing)} was not installed."
+    return text + "\n", None
+
+
+def success(result: dict[str, Any], play: str, tasks: Sequence[str]) -> float | None:
+    """Mean success over those of the tasks that were played."""
+    rates = [k / n for task, (k, n) in result.get(play, {}).items() if task in tasks]
+    return sum(rates) / len(rates) if rates else None
