@@ -250,11 +250,11 @@ def run(rounds: int, commit: bool) -> int:
 
 def unanswered() -> str:
     """Why Prefect's server may not have come up."""
-    seconds = os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"]
+    seconds, home = (os.environ[f"PREFECT_{key}"] for key in ("SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "HOME"))
     return (
-        f"Prefect's server did not answer within {seconds} s; its database, {os.environ['PREFECT_HOME']}/prefect.db, may "
-        "be locked by another program (another flow, a server of Prefect). Close that or wait: the same command goes on. "
-        "Nothing of the rounds is in that database"
+        f"Prefect's server did not answer within {seconds} s; its database, {home}/prefect.db, may be locked by another "
+        "program (another flow, a server of Prefect). Close that or wait: the same command goes on, since nothing of "
+        "the rounds is in that database"
     )
 
 
