@@ -252,8 +252,8 @@ def unanswered() -> str:
     """Why Prefect's server may not have come up."""
     seconds, home = (os.environ[f"PREFECT_{key}"] for key in ("SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "HOME"))
     return (
-        f"Prefect's server did not answer within {seconds} s; its database, {home}/prefect.db, may be locked by another "
-        "program (another flow, a server of Prefect). Close that or wait: the same command goes on, since nothing of "
+        f"Prefect's server did not answer within {seconds} s; its database, {home}/prefect.db, may be locked by "
+        "another program (another flow, a server of Prefect). Close that or wait: the same command goes on, nothing of "
         "the rounds is in that database"
     )
 

@@ -1,7 +1,7 @@
 """SIGKILL at random moments of a round: does every restart end in the same champion, bytes and trajectories?
 
 A campaign is a fresh copy of the project and a micro round in it, run as the flow runs it: each stage by DVC, then the
-closing with its commit; every fifth campaign, the third first, is the flow itself. Kills are drawn uniformly over the
+closing with its commit; every fifth campaign, first the second, is the flow itself. Kills are drawn uniformly over the
 time that an undisturbed round takes; after each the same command is started again. A campaign ends with a comparison of
 all that a round leaves with what the undisturbed one left.
 """
@@ -149,7 +149,7 @@ def campaign(home: Path, number: int, most: int, reference: Entry) -> list[Entry
     (home / "told.txt").unlink(missing_ok=True)
     began, entries, besides = time.monotonic(), [], []
     seconds = reference["seconds"]
-    if number % FLOW_EVERY == 3:
+    if number % FLOW_EVERY == 2:
         whole = sum(seconds.values()) + 20  # Prefect's start
         for _ in range(min(most, FLOW_KILLS)):
             entries.append(kill(root, "flow", whole / 2 * chance.random(), way(chance), reference))
