@@ -4,7 +4,9 @@ import contextlib
 import csv
 import json
 import os
+import resource
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import filelock
 import pytest
 
 from project import HERE, dvc, make_round, record_round, run
-from retroformer import rounds
+from retroformer import cli, rounds
 from retroformer.errors import DataError, PinMismatch
 from retroformer.journal import read_seconds, record_seconds
 from retroformer.pins import policy_hash, read_pins, verify
@@ -335,7 +337,14 @@ def killed_closings(root: Path) -> None:
     def close() -> None:
         rounds.close(root, commit=True)
 
-    dies(close, mlflow_view, "set_aliases")  # registered, the pins as they were
+    def full() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
+        os.chdir(root)
+        assert cli.main(["close"]) == 2
+
+    lives(full)
+    dies(close, rounds, "append")  # registered, and nothing else
     dies(close, os, "rename")  # the history's folder is written and not in its place
     dies(close, rounds, "write_pins")  # everything but the pins
     assert read_pins(root / "data/champion.json").closed_rounds == 0
@@ -353,6 +362,9 @@ def test_a_closing_that_sigkill_ends_again_and_again_ends_in_the_same_state(
     code += f"from pathlib import Path; test_rounds.killed_closings(Path({str(project)!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith("retroformer: error: "))
+    assert "disk" in error.lower() or "file too large" in error.lower(), error
+    assert "Traceback" not in done.stderr
     assert "index.lock was left by a killed git: removed" in done.stderr
     assert "round-0001.dvc was half written by a killed process" in done.stderr
     assert state(project) == undisturbed
