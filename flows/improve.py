@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,6 +43,7 @@ from retroformer.config import load_config
 from retroformer.errors import RetroformerError
 from retroformer.journal import record_seconds, take_failure
 from retroformer.pins import read_pins
+from retroformer.recovery import leave_with, mend_dvc
 from retroformer.stages import STAGES
 from retroformer.tracking.record import COLUMNS, folder_of, read_records
 from retroformer.tracking.table import show
@@ -51,13 +53,23 @@ PATIENCE = 20.0
 """Seconds that an interrupted stage has to leave in good order."""
 DVC = """\
 import sys
+from retroformer.recovery import leave_with
+leave_with(int(sys.argv.pop(1)))
 sys.stdout = sys.stderr = open(int(sys.argv.pop(1)), "w", encoding="utf-8")
 from dvc.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 """DVC with its own words in a file; the stage that it starts keeps the terminal."""
-PASSES = re.compile(r"exited with (-\d|1[3-9]\d)|is being blocked by|[Uu]nable to acquire|database is locked")
-"""A signal, by itself or as a shell reports it, and a lock that DVC or SQLite met."""
+CLOSE = """\
+import sys
+from retroformer.recovery import leave_with
+leave_with(int(sys.argv.pop(1)))
+from retroformer.__main__ import main
+sys.argv[0] = "retroformer"
+sys.exit(main())
+"""
+PASSES = re.compile(r"exited with (-\d|1[3-9]\d)|is being blocked by|[Uu]nable to acquire|is locked|is under way")
+"""A signal, by itself or as a shell reports it, and a lock that DVC, SQLite or a closing met."""
 
 
 def may_be_retried(_task: Any, _run: Any, state: State[Any]) -> bool:
@@ -72,6 +84,8 @@ def execute(words: list[str], name: str, told: IO[str] | None = None) -> State[A
     tried again. `told` is an open file that the command inherits, with what it says besides the failure it records.
     """
     take_failure()
+    for mended in mend_dvc():
+        print(f"improve: {mended}", file=sys.stderr, flush=True)
     here = str(Path(sys.executable).parent)
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PATH": os.pathsep.join([here, os.environ.get("PATH", "")])}
     # A group of its own: DVC lets its stages catch the interrupt, so whoever sends one must send it to all of them.
@@ -122,7 +136,7 @@ def run_stage(name: str) -> State[Any] | None:
     """One stage of the open round."""
     started = time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
-        words = [sys.executable, "-c", DVC, str(told.fileno()), "repro", "--single-item", name]
+        words = [sys.executable, "-c", DVC, str(os.getpid()), str(told.fileno()), "repro", "--single-item", name]
         state = execute(words, name, told)
     record_seconds(name, time.monotonic() - started, around=True)
     return state
@@ -131,7 +145,7 @@ def run_stage(name: str) -> State[Any] | None:
 @task(retries=2, retry_delay_seconds=5, retry_condition_fn=may_be_retried, cache_policy=NO_CACHE, persist_result=False)
 def close_round(commit: bool = False) -> State[Any] | None:
     """Close the round; can be repeated."""
-    words = [sys.executable, "-m", "retroformer", "close"]
+    words = [sys.executable, "-c", CLOSE, str(os.getpid()), "close"]
     return execute([*words, "--commit"] if commit else words, "close")
 
 
@@ -165,8 +179,13 @@ def publish(number: int) -> None:
     create_link_artifact(report.as_uri(), link_text=f"Report of round {number}", key="report")
     last = records[-1]
     title = f"# Round {number}: {last['verdict'].replace('_', ' ')}"
-    text = f"{title}\n\n{last['reason']}\n\n![success by round]({plot(records)})"
+    text = f"{title}\n\n{literal(last['reason'])}\n\n![success by round]({plot(records)})"
     create_markdown_artifact(text, key=f"round-{number}")
+
+
+def literal(text: str) -> str:
+    """Text as Markdown that shows it as it is: a reason names tasks, and those may be anybody's words."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
 def plot(records: list[dict[str, Any]]) -> str:
@@ -194,26 +213,49 @@ def shielded(work: Callable[[], int]) -> int:
 
     The terminal's Ctrl-C goes to a whole group: Prefect's server would die of it before the run's state is recorded.
     """
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child == 0:
         os.setpgid(0, 0)
+        leave_with(parent)
         try:
             return work()
         except KeyboardInterrupt:
             return 130
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda _number, _frame: os.kill(child, signal.SIGINT))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:  # killed: Prefect's server, of the same group, would stay
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        print("improve: error: the flow was killed; the same command goes on where it stopped", file=sys.stderr)
+        return 128 - code
+    return code
 
 
 def run(rounds: int, commit: bool) -> int:
     """Run the flow and print the table. Returns the exit code."""
-    state = improve(rounds, commit, return_state=True)
+    try:
+        state = improve(rounds, commit, return_state=True)
+    except RuntimeError as error:
+        if "Prefect API server" not in str(error):
+            raise
+        print(f"improve: error: {unanswered()}", file=sys.stderr)
+        return 2
     if not state.is_completed():
         print(f"improve: error: {state.message}", file=sys.stderr)
         return 2
     show()
     return 0
+
+
+def unanswered() -> str:
+    """Why Prefect's server may not have come up."""
+    seconds, home = (os.environ[f"PREFECT_{key}"] for key in ("SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "HOME"))
+    return (
+        f"Prefect's server did not answer within {seconds} s; its database, {home}/prefect.db, may be locked by "
+        "another program (another flow, a server of Prefect). Close that or wait: the same command goes on, nothing of "
+        "the rounds is in that database"
+    )
 
 
 def main() -> int:

@@ -14,20 +14,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from joblib import Parallel, delayed
 
 from retroformer.progress import progress
-from studies import arms, off_policy, pages, rounds
+from studies import arms, crashes, off_policy, pages, rounds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing and write the pages."""
     parser = argparse.ArgumentParser(prog="python -m studies", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of rounds, off_policy, {', '.join(pages.STUDIES)}; all by default"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"of rounds, off_policy, crashes, {', '.join(pages.STUDIES)}; all by default",
     )
     parser.add_argument("--seeds", type=int, help="seeds of every arm, fewer than the study's own for a quick pass")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="arms at a time (default: cores)")
+    parser.add_argument("--kills", type=int, default=200, help="of the study crashes (default 200)")
     parser.add_argument("--pages", action="store_true", help="write the pages from what is done, run nothing")
     options = parser.parse_args(arguments)
-    known = ["rounds", "off_policy", *pages.STUDIES]
+    known = ["rounds", "off_policy", "crashes", *pages.STUDIES]
     unknown = [name for name in options.names if name not in known]
     if unknown:
         parser.error(f"{unknown[0]} is not a study; there are {', '.join(known)}")
@@ -36,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             of_seeds(range(options.seeds or 3), only_pages=options.pages)
         elif name == "off_policy":
             off_policy.run()
+        elif name == "crashes":
+            of_kills(options.kills, only_pages=options.pages)
         else:
             of_arms(name, options.seeds, options.workers, only_pages=options.pages)
 
@@ -53,6 +59,14 @@ def of_seeds(seeds: range, *, only_pages: bool) -> None:
         )
         question = "What do four rounds of the main job give, and do they hold on fresh seeds?"
         pages.write("rounds", question, how, *rounds.page(found))
+
+
+def of_kills(kills: int, *, only_pages: bool) -> None:
+    """Rounds that are killed again and again."""
+    entries = crashes.known(crashes.folder()) if only_pages else crashes.run(kills)
+    if entries:
+        question = "Does a round that is killed end as one that is not?"
+        pages.write("crashes", question, crashes.HOW, crashes.page(entries), None)
 
 
 def of_arms(name: str, seeds: int | None, workers: int, *, only_pages: bool) -> None:

@@ -13,7 +13,7 @@ LAYERS = (
     ("types", "errors", "progress", "chat"),
     ("config", "storage"),
     ("pins", "tombstones"),
-    ("journal",),
+    ("journal", "recovery"),
     ("environments", "importers", "objectives", "quality", "curriculum"),
     ("policies",),
     ("rollouts",),
@@ -21,7 +21,7 @@ LAYERS = (
     ("stages",),
     ("tracking",),
     ("rounds",),
-    ("promotion", "lineage"),
+    ("promotion", "lineage", "reproducing"),
     ("cli",),
     ("__main__",),
 )

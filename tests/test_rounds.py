@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
+import resource
 import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +18,8 @@ from typing import Any
 import filelock
 import pytest
 
-from project import dvc, make_round, record_round, run
-from retroformer import rounds
+from project import HERE, dvc, make_round, record_round, run
+from retroformer import cli, rounds
 from retroformer.errors import DataError, PinMismatch
 from retroformer.journal import read_seconds, record_seconds
 from retroformer.pins import policy_hash, read_pins, verify
@@ -317,3 +324,68 @@ def test_a_commit_that_was_killed_and_repeated_ends_in_the_same_state(
     (project / "data/rounds.csv").unlink()
     assert rounds.close(project, commit=True) == closed
     assert state(project) == before
+
+
+def killed_closings(root: Path) -> None:
+    """In a process of its own: SIGKILL, which no block cleans up after, at the worst moments of one closing."""
+    import mlflow  # noqa: F401 (once, for all forks)
+
+    from dying import dies, lives
+
+    rounds.dvc = quick_dvc
+
+    def close() -> None:
+        rounds.close(root, commit=True)
+
+    def full() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
+        os.chdir(root)
+        assert cli.main(["close"]) == 2
+
+    lives(full)
+    dies(close, rounds, "append")  # registered, and nothing else
+    dies(close, os, "rename")  # the history's folder is written and not in its place
+    dies(close, rounds, "write_pins")  # everything but the pins
+    assert read_pins(root / "data/champion.json").closed_rounds == 0
+    dies(close, rounds, "commit", after=True)  # committed with the pins as the round started from them
+    assert read_pins(root / "data/champion.json").closed_rounds == 0
+    (root / ".git/index.lock").touch()
+    (root / "data/history/round-0001.dvc").write_text("")
+    lives(close)
+
+
+def test_a_closing_that_sigkill_ends_again_and_again_ends_in_the_same_state(
+    project: Path, undisturbed: dict[str, Any]
+) -> None:
+    code = f"import sys; sys.path.insert(0, {str(HERE / 'tests')!r}); import test_rounds; "
+    code += f"from pathlib import Path; test_rounds.killed_closings(Path({str(project)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith("retroformer: error: "))
+    assert "disk" in error.lower() or "file too large" in error.lower(), error
+    assert "Traceback" not in done.stderr
+    assert "index.lock was left by a killed git: removed" in done.stderr
+    assert "round-0001.dvc was half written by a killed process" in done.stderr
+    assert state(project) == undisturbed
+    assert run(project, "git", "log", "--format=%s").splitlines() == ["Close round 1", "Round 1"]
+    assert run(project, "git", "tag").split() == ["round/1"]
+    assert not list(project.glob("data/**/.*.writing-*"))
+
+
+def test_a_store_that_another_program_holds_is_one_sentence_and_closing_again_helps(
+    project: Path, undisturbed: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rounds, "dvc", quick_dvc)
+    with monkeypatch.context() as patch, contextlib.closing(sqlite3.connect(project / mlflow_view.DATABASE)) as held:
+        connect = sqlite3.connect
+        for module in (sqlite3, sqlite3.dbapi2):  # both wait five seconds
+            patch.setattr(module, "connect", lambda *given, **options: connect(*given, **{**options, "timeout": 0.05}))
+        held.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(DataError, match=r"mlruns/mlflow.db, MLflow's store, is locked by another program"):
+            rounds.close(project)
+        held.rollback()
+    assert "Traceback" not in capsys.readouterr().err
+    assert read_pins(project / "data/champion.json").closed_rounds == 0
+    rounds.close(project)
+    assert state(project) == undisturbed

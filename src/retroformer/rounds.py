@@ -22,6 +22,7 @@ import filelock
 
 from retroformer.errors import DataError
 from retroformer.pins import Pin, Pins, policy_hash, read_pins, verify, write_pins
+from retroformer.recovery import mend_dvc, mend_git
 from retroformer.stages import STAGES
 from retroformer.storage import hash_directory, read_json, replacing, write_json, write_text
 from retroformer.tombstones import TOMBSTONES
@@ -76,9 +77,16 @@ def exclusively(root: Path) -> Iterator[None]:
     (root / ".resume").mkdir(exist_ok=True)
     try:
         with filelock.FileLock(root / ".resume" / "close.lock", timeout=0):
+            tell(mend_dvc(root))
             yield
     except filelock.Timeout:
         raise DataError("another closing, promotion or rollback is under way here; wait until it is done") from None
+
+
+def tell(mended: list[str]) -> None:
+    """Say what a kill had left."""
+    for one in mended:
+        print(f"retroformer: {one}", file=sys.stderr, flush=True)
 
 
 def closing(root: Path) -> dict[str, Any]:
@@ -213,6 +221,7 @@ def as_started(root: Path, number: int) -> Iterator[None]:
 
 def commit(root: Path, message: str, paths: list[str]) -> None:
     """Commit these files as they are, and no other that happens to be staged; nothing if they did not change."""
+    tell(mend_git(root))
     git(root, "add", "--", *paths)
     if git(root, "status", "--porcelain", "--", *paths).strip():
         git(root, "commit", "--quiet", "--message", message, "--", *paths)

@@ -6,9 +6,11 @@ writes of the same trajectories give the same bytes, which is what content hashe
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -67,6 +69,8 @@ STEPS = pa.schema(
 
 ROW_GROUP = 4 * 2**20
 """Characters of text in a row group that is written as trajectories arrive."""
+WRITING = ".writing-"
+"""In the hidden name of what is being written beside its target."""
 REPORTS = {
     "collect.json",
     "validate.json",
@@ -146,11 +150,14 @@ def replacing(directory: Path) -> Iterator[Path]:
     where `directory` is something else than an earlier output, see `check_replaceable`.
     """
     directory = Path(directory)
+    settle(directory)
     check_replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}{WRITING}", dir=directory.parent))
     old = temporary.with_name(temporary.name + ".old")
+    handle = os.open(temporary, os.O_RDONLY)
     try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # as long as this process lives, see `settle`
         temporary.chmod(0o755)
         yield temporary
         if directory.exists():
@@ -162,23 +169,63 @@ def replacing(directory: Path) -> Iterator[Path]:
             os.rename(old, directory)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    settle(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}{WRITING}", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def settle(target: Path) -> None:
+    """Put right what killed writes of a file or folder left beside it.
+
+    An output that was already moved out of the way comes back, what was half written is removed. What a process that
+    lives is writing is locked by it and left alone.
+    """
+    target = Path(target)
+    left = re.compile(rf"\.{re.escape(target.name)}{re.escape(WRITING)}[a-z0-9_]{{8}}")
+    found = {path.name: path for path in target.parent.iterdir()} if target.parent.is_dir() else {}
+    for name in {name.removesuffix(".old") for name in found if left.fullmatch(name.removesuffix(".old"))}:
+        new, old = target.parent / name, found.get(f"{name}.old")
+        if _is_being_written(new):
+            continue
+        if old is not None and not target.exists():
+            os.rename(old, target)
+        for path in (new, old):
+            if path is not None and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path is not None:
+                path.unlink(missing_ok=True)
+
+
+def _is_being_written(path: Path) -> bool:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def write_json(path: Path, value: Any) -> None:

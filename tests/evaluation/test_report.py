@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from browser import PAYLOADS, inspect, needs_browser
 from retroformer.curriculum.catalogue import COLUMNS as CATALOGUE
 from retroformer.errors import DataError
 from retroformer.evaluation.episodes import COLUMNS
@@ -291,9 +292,8 @@ HOSTILE = (
 )
 
 
-def make_hostile_round(data):
+def make_hostile_round(data, bad=HOSTILE):
     """Every text that an environment, a log or a policy could have a say in."""
-    bad = HOSTILE
     rows = [
         (policy, "gate", mission, bad, bad, bad, seed, seed % 2, ("failure", "success")[seed % 2], 5)
         for policy in ("champion", "challenger", bad)
@@ -332,6 +332,27 @@ def test_hostile_text_is_text(tmp_path):
     assert "<script" not in html.lower()
     assert html.count("&lt;script&gt;document.title=") > 40
     assert "{{ 7*7 }}" in page.text
+
+
+@needs_browser
+def test_no_hostile_text_runs_in_a_browser(tmp_path):
+    made = []
+    for place, payload in enumerate(PAYLOADS):
+        data = make_hostile_round(tmp_path / str(place), payload)
+        one = {"task": payload, "difference": 0.1, "lower": 0.0, "upper": 0.2, "n": 4}
+        made.append(report(data, make_verdict(reason=payload, per_task=[one])))
+    # The page's own policy forbids scripts; without it, escaping alone must do.
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    assert all(policy.search(page) for page in made)
+    *found, bare, ran = inspect(
+        [*made, *(policy.sub("", page) for page in made), "<p>x</p>", f"<p>{' '.join(PAYLOADS)}</p>"], tmp_path
+    )
+    assert (ran["ran"], bool(ran["links"]), bare["ran"]) == ("1", True, None), "the browser runs what may run"
+    for place, page in enumerate(found):
+        payload = PAYLOADS[place % len(PAYLOADS)]
+        assert (page["ran"], page["scripts"], page["handlers"], page["links"]) == (None, 0, 0, 0), payload
+        assert page["elements"] > 200
+        assert payload in page["text"]
 
 
 def test_very_long_and_broken_text(tmp_path):

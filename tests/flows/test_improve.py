@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import contextlib
+import html
 import importlib.util
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -10,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 
+from browser import PAYLOADS
 from project import HERE, make_project, replace_stages
 from retroformer.pins import read_pins
 from retroformer.tracking import mlflow_view
@@ -69,6 +75,28 @@ def test_a_killed_stage_is_tried_again_and_the_round_is_closed(improve: ModuleTy
         names = [run.name for run in client.read_task_runs() if run.name in improve.STAGES]
     assert {"rounds", "report", "round-1"} <= keys
     assert sorted(names) == sorted(improve.STAGES)
+
+
+def test_words_in_an_artifact_are_words(improve: ModuleType) -> None:
+    from markdown_it import MarkdownIt
+
+    for text in (
+        *PAYLOADS,
+        "P5N2 [x](javascript:alert(1)) ![x](http://x) `c` **b** # h\n\n- a",
+        "-0.1 (interval -0.2)",
+    ):
+        shown = MarkdownIt("commonmark", {"html": True}).render(improve.literal(text)).strip()
+        assert re.fullmatch(r"<p>[^<]*</p>", shown)
+        assert html.unescape(shown)[3:-4] == " ".join(text.split())
+
+
+def test_its_server_listens_to_this_machine_alone(improve: ModuleType) -> None:
+    family = [one for one in psutil.Process().children(recursive=True) if one.is_running()]
+    open_ports = [
+        own.laddr for one in family for own in one.net_connections("inet") if own.status == psutil.CONN_LISTEN
+    ]
+    assert open_ports
+    assert {address.ip for address in open_ports} == {"127.0.0.1"}
 
 
 def test_a_users_mistake_is_not_tried_again_and_told(improve: ModuleType, root: Path) -> None:
@@ -153,3 +181,19 @@ def test_an_interrupt_ends_the_stage_and_leaves_130(root: Path) -> None:
     assert "improve: interrupted" in told
     with pytest.raises(ProcessLookupError):
         os.kill(int(stage), 0)
+
+
+def test_a_locked_database_of_prefect_is_one_sentence_and_the_same_command_helps(root: Path) -> None:
+    home = root / ".prefect"
+    home.mkdir()
+    waiting = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "5", "PREFECT_HOME": str(home)}
+    words = [sys.executable, FLOW, "--rounds", "1"]
+    with contextlib.closing(sqlite3.connect(home / "prefect.db")) as held:
+        held.execute("BEGIN EXCLUSIVE")
+        done = subprocess.run(words, env=os.environ | waiting, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    told = [line for line in done.stderr.splitlines() if line.startswith("improve: error: ")]
+    assert len(told) == 1
+    assert f"Prefect's server did not answer within 5 s; its database, {home}/prefect.db, may be locked" in told[0]
+    assert "Traceback" not in done.stderr
+    assert read_pins().closed_rounds == 0

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from project import FIRST_PINS, HERE, dvc, run
-from retroformer.pins import read_pins, verify
-from retroformer.storage import write_json
+from retroformer.pins import policy_hash, read_pins, verify
+from retroformer.policies.devices import kind_of_machine
+from retroformer.storage import read_json, write_json
 
 TINY = {
     "episodes": 160,
@@ -27,6 +28,10 @@ TINY = {
     "final": 16,
     "transfer": 16,
 }
+
+
+NAMES = ("AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_KEY_OF_MINE")
+SECRETS = {name: f"marked-{name}-93b1" for name in NAMES}
 
 
 def copy_of_the_repository(root: Path) -> Path:
@@ -53,7 +58,13 @@ def copy_of_the_repository(root: Path) -> Path:
 
 def execute(root: Path, *words: str) -> str:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PREFECT_HOME": str(root / ".prefect")}
+    environment = {
+        **os.environ,
+        **SECRETS,
+        "PATH": path,
+        "OMP_NUM_THREADS": "1",
+        "PREFECT_HOME": str(root / ".prefect"),
+    }
     done = subprocess.run(words, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -85,3 +96,15 @@ def test_two_rounds_then_a_second_clone_that_reproduces_them(tmp_path: Path) -> 
     assert run(earlier, "git", "status", "--porcelain") == ""
     assert "data/decision/verdict.json" in execute(earlier, "dvc", "metrics", "diff", "round/1", "round/2")
     assert "index.html" in execute(earlier, "dvc", "plots", "show")
+
+    # Nothing but git and the remote, no cache of runs: every stage runs again, and each byte is the same.
+    for number in (1, 2):
+        again, record = tmp_path / f"again-{number}", f"data/history/round-{number:04d}/round.json"
+        told = execute(root, "retroformer", "reproduce", str(number), "--clone", str(again))
+        assert f"round {number} is the same, bit for bit: 7 outputs" in told
+        assert (again / "dvc.lock").read_text() == run(root, "git", "show", f"round/{number}:dvc.lock")
+        assert policy_hash("data/challenger", again) == read_json(root / record)["challenger_hash"]
+        assert read_json(again / "data/training/train.json")["machine"] == kind_of_machine()
+
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert not [path for path in written if b"marked-" in path.read_bytes()], "a secret of the environment"

@@ -2,6 +2,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from browser import PAYLOADS, inspect, needs_browser
 from builders import make_error, make_trajectory
 from retroformer.errors import DataError
 from retroformer.quality.contract import check
@@ -86,3 +87,22 @@ def test_text_from_environments_is_escaped_in_data_docs(tmp_path):
     pages = list((tmp_path / "docs").rglob("*.html"))
     assert any("alert(1)" in page.read_text() for page in pages)
     assert not any("<script>alert(1)" in page.read_text() for page in pages)
+
+
+@needs_browser
+def test_no_text_of_environments_runs_in_data_docs(tmp_path):
+    made = [make_trajectory(seed=seed) for seed in range(len(PAYLOADS))]
+    episodes, steps = tables(made)
+    for column in ("outcome", "stop_reason", "trajectory_id"):
+        episodes[column] = list(PAYLOADS)
+    steps["action"] = ""
+    steps["observation"] = [PAYLOADS[place % len(PAYLOADS)] for place in range(len(steps))]
+    check(episodes, steps, LIMITS, tmp_path / "docs")
+    pages = [page.read_text() for page in sorted((tmp_path / "docs").rglob("*.html"))]
+    assert len(pages) >= 3
+    assert any("dataset.run" in page for page in pages)
+    *found, ran = inspect([*pages, f"<p>{PAYLOADS[0]}</p>"], tmp_path)
+    assert ran["ran"] == "1"
+    assert [page["ran"] for page in found] == [None] * len(pages)
+    # The pages have scripts and links of their own, but none made of what was shown.
+    assert all(page["links"] == 0 for page in found)

@@ -161,13 +161,25 @@ RUN = {
 
 def outcome_of(one):
     weights = {**one.policy.model.state_dict(), **{f"v.{k}": v for k, v in one.value_head.state_dict().items()}}
-    return weights, one.curve, one.pacing.schedule, one.checkpoints, one.best["update"]
+    # The optimiser's moments, the data's cursor and queue, the generator's state and the curriculum are in `state`.
+    return weights, one.curve, one.pacing.schedule, one.checkpoints, one.best["update"], one.state()
 
 
-def assert_same(first, second):
-    for name, tensor in first[0].items():
-        assert torch.equal(tensor, second[0][name]), name
-    assert first[1:] == second[1:]
+def assert_same(first, second, where="outcome"):
+    """Bit for bit, all the way down."""
+    assert type(first) is type(second), where
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), where
+        for place, (one, other) in enumerate(zip(first, second, strict=True)):
+            assert_same(one, other, f"{where}.{place}")
+    else:
+        assert first == second, where
 
 
 @pytest.fixture(scope="module")
@@ -203,9 +215,13 @@ def test_a_run_that_was_killed_and_resumed_ends_in_the_same_bits(whole, tmp_path
     with pytest.raises(KeyboardInterrupt):
         trainer([*MANY, *ASIDE], **RUN).run(tmp_path, killed)
     told = []
+    torch.manual_seed(99)  # chance that is not in the state would now be another
     resumed = trainer([*MANY, *ASIDE], **RUN)
     resumed.run(tmp_path, lambda count, note: told.append((count, note)))
     assert_same(outcome_of(resumed), whole)
+    assert {"queue", "sampler", "optimizer", "pacing"} <= whole[-1].keys()
+    assert whole[-1]["sampler"]["generator"]["state"]["state"] > 0
+    assert len(whole[-1]["optimizer"]["state"]) == len(resumed.parameters)
     # A tenth of the updates is what a kill can cost.
     kept = at // 2 * 2
     assert told[0] == (kept, "resumed") if kept else told[0][0] == 1

@@ -32,6 +32,8 @@ Around them:
   close     close the round that `dvc repro` finished
   status    the table of closed rounds, and where to look
   models    the registered versions: list, show, compare, promote, roll back
+  reproduce N   run a closed round again in a clone, and compare bit for bit
+  recover   what killed commands left of the files of DVC and git, made good
   import    logs of agents that ran elsewhere, as trajectories
   export    trajectories in a format of exchange
   lineage VERSION    what is behind a version, back to the lines of logs; --trajectory ID: what learned from it
@@ -44,6 +46,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "close": commands.close,
     "status": commands.status,
     "models": models.models,
+    "reproduce": commands.reproduce,
+    "recover": commands.recover,
     "import": commands.import_,
     "export": commands.export,
     "lineage": lineage.lineage,

@@ -40,6 +40,28 @@ def status(arguments: Sequence[str]) -> None:
     show()
 
 
+def reproduce(arguments: Sequence[str]) -> None:
+    """Run a closed round again from git and the DVC remote alone, in a clone, and compare bit for bit."""
+    from retroformer import reproducing
+
+    parser = Parser(prog="retroformer reproduce", description=inspect.getdoc(reproducing.reproduce), allow_abbrev=False)
+    parser.add_argument("number", type=int, metavar="N", help="of the round; it was closed with --commit")
+    parser.add_argument("--clone", type=Path, metavar="DIR", help="where to clone to, and to keep it")
+    asked = parse(parser, arguments)
+    reproducing.reproduce(asked.number, clone=asked.clone)
+
+
+def recover(arguments: Sequence[str]) -> None:
+    """Make good what killed commands left of DVC's and git's own files, and say what that was.
+
+    The flow and `close` do so by themselves; ask for it where `dvc` or `git` stops on a lock or half a file of its own.
+    """
+    from retroformer.recovery import mend_dvc, mend_git
+
+    parse(Parser(prog="retroformer recover", description=inspect.getdoc(recover), allow_abbrev=False), arguments)
+    print("\n".join([*mend_dvc(), *mend_git()]) or "nothing was left to make good")
+
+
 def check_environment(arguments: Sequence[str]) -> None:
     """Play an environment and say in plain words what breaks the contract, and which part of it.
 

@@ -158,6 +158,7 @@ def stage_parser(name: str, function: Callable[..., Any], *, with_values: bool) 
 def run_stage(name: str, arguments: Sequence[str]) -> None:
     """Run one stage with params.yaml and the flags that override it."""
     from retroformer.journal import record_seconds
+    from retroformer.recovery import under_dvc
 
     function = stage_function(name)
     values = vars(parse(stage_parser(name, function, with_values=bool({"-h", "--help"} & set(arguments))), arguments))
@@ -181,7 +182,8 @@ def run_stage(name: str, arguments: Sequence[str]) -> None:
             call[parameter] = Path(values[parameter])
     started = time.monotonic()
     try:
-        result = function(**call)
+        with under_dvc(name):
+            result = function(**call)
     except OSError as error:
         # A stage's outputs are written whole or not at all; what goes wrong after it is another matter.
         if told := user_fault(error):

@@ -244,7 +244,10 @@ class Importing:
             self._count(summary)
             writer.add(trajectory)
         if (out / LEDGER).exists():
-            self.names = dict(np.load(out / LEDGER).tolist())
+            try:
+                self.names = dict(np.load(out / LEDGER, allow_pickle=False).tolist())
+            except (ValueError, EOFError, TypeError):
+                raise DataError(f"{out / LEDGER} is not the ledger of an import: two numbers a row") from None
         if (out / QUARANTINE).exists():
             with (out / QUARANTINE).open(encoding="utf-8") as lines:
                 for line in lines:

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -185,12 +186,12 @@ def load(source: str | Path, *, layout: Layout | None = None, condition_on_retur
 
 def check_layout(path: Path, layout: Layout) -> None:
     """Raise PolicyError where a template of a layout that was read from `path` does not take its piece."""
-    piece = "<piece>"
     for name in ("task", "observation", "action"):
         template = getattr(layout, name)
         try:
-            sound = piece in template.format(**{name: piece})
-        except (AttributeError, IndexError, KeyError, ValueError):
+            # The bare piece alone: another field of str.format could reach into it, or ask for a width of gigabytes.
+            sound = [rest for _, *rest in Formatter().parse(template) if rest[0] is not None] == [[name, "", None]]
+        except (TypeError, ValueError):
             sound = False
         if not sound:
             raise PolicyError(f"{path}: layout.{name} is {template!r}, expected text with {{{name}}} in it")

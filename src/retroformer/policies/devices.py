@@ -13,6 +13,7 @@ import platform
 import time
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,18 @@ def choose(width: int, root: Path = Path(".")) -> Choice:
     with suppress(OSError):  # where nothing can be written, the probe is only asked again
         write_json(root / RECORD, {**known, key: asdict(choice)})
     return choice
+
+
+def kind_of_machine() -> dict[str, str]:
+    """What the bits of a result depend on besides data, parameters and code; alike on machines of one type."""
+    cuda = f", {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}" if torch.cuda.is_available() else ""
+    libraries = ("numpy", "scipy", "pyarrow", "tokenizers", "transformers", "minigrid")
+    return {
+        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}{cuda}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: version(name) for name in libraries},
+    }
 
 
 def fingerprint(width: int) -> str:

@@ -67,6 +67,7 @@ def train(
 
     from safetensors.torch import save_file
 
+    from retroformer.policies.devices import kind_of_machine
     from retroformer.training.beside import Beside
 
     names = config.baselines if start is None else ()
@@ -103,8 +104,10 @@ def train(
         "baselines": baselines,
         "diagnostics": {name: last[name] for name in ("kl", "ess", "clipped", "entropy", "grad_norm", "agreement")},
         **asdict(trainer.choice),
+        "machine": kind_of_machine(),
         "scoring": trainer.policy.method,
-        "batch_bytes": trainer.memory.budget,
+        # How a batch was cut decides its last bits; where none was, what was free must not make reports differ.
+        "batch_bytes": trainer.memory.budget if trainer.most_parts > 1 else None,
         "checkpointing": trainer.checkpointing,
     }
     with replacing(training) as folder:

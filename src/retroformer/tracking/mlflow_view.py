@@ -77,12 +77,25 @@ def client(root: Path) -> Any:
     for name in ("mlflow", "alembic"):  # their news about tables and versions is not the user's
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints what it also raises
+    if not database.is_file():
+        make_store(database)
     mlflow.set_tracking_uri(f"sqlite:///{database}")
     mlflow.set_registry_uri(f"sqlite:///{database}")
     found = mlflow.MlflowClient()
     if found.get_experiment_by_name(NAME) is None:
         found.create_experiment(NAME, artifact_location=str(artifacts))
     return found
+
+
+def make_store(database: Path) -> None:
+    """Let MLflow make its tables under another name: killed among its migrations, it could never finish them."""
+    import mlflow
+
+    new = database.with_name(f".{database.name}.new")
+    for left in database.parent.glob(f"{new.name}*"):
+        left.unlink()
+    mlflow.MlflowClient(f"sqlite:///{new}", f"sqlite:///{new}").search_registered_models()
+    os.replace(new, database)
 
 
 def follow_move(database: Path, artifacts: Path) -> None:
@@ -96,7 +109,9 @@ def follow_move(database: Path, artifacts: Path) -> None:
     with closing(sqlite3.connect(database)) as store:
         try:
             row = store.execute("SELECT artifact_location FROM experiments WHERE name = ?", (NAME,)).fetchone()
-        except sqlite3.OperationalError:
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise
             return  # no tables yet
         if row is None or row[0] == str(artifacts):
             return

@@ -99,6 +99,8 @@ class Trainer:
         with self.choice.autocast():
             self.memory, self.checkpointing = measure(policy), False
         self._allow(allowed(policy.model.device, self.parameters) if budget is None else budget)
+        self.most_parts = 1
+        """Of a batch; where it stays 1, the memory that was free has decided nothing."""
         self.done = 0
         self.queue: list[list[str]] = []
         self.recent: list[torch.Tensor] = []
@@ -257,7 +259,9 @@ class Trainer:
         self.checkpointing = self.memory.rows(length) < rows and checkpoint_layers(self.policy.model)
 
     def _split(self, windows: list[Window]) -> list[list[Window]]:
-        return self.memory.parts(windows, self.policy, self.checkpointing)
+        parts = self.memory.parts(windows, self.policy, self.checkpointing)
+        self.most_parts = max(self.most_parts, len(parts))
+        return parts
 
     def _record(self) -> None:
         """One point of the curve: the means since the last; admit the next tier, or stop a bad update."""
@@ -372,6 +376,7 @@ class Trainer:
             "sampler": self.sampler.state(),
             "pacing": self.pacing.state(),
             "budget": self.memory.budget,
+            "most_parts": self.most_parts,
             "done": self.done,
             "queue": self.queue,
             "recent": self.recent,
@@ -390,7 +395,7 @@ class Trainer:
         self.sampler.restore(state["sampler"])
         self.pacing = Pacing(**state["pacing"])
         self._allow(state["budget"])
-        for name in ("done", "queue", "recent", "curve", "checkpoints", "top", "best", "stopped"):
+        for name in ("most_parts", "done", "queue", "recent", "curve", "checkpoints", "top", "best", "stopped"):
             setattr(self, name, state[name])
 
 

@@ -1,0 +1,101 @@
+"""Does a closed round come out again? From git and the DVC remote alone, in a clone, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from retroformer.errors import DataError
+from retroformer.rounds import dvc, git
+from retroformer.stages import STAGES
+from retroformer.storage import read_json
+
+TRAINED = Path("data/training/train.json")
+
+
+def reproduce(
+    number: int, root: Path = Path("."), clone: Path | None = None, tell: Callable[[str], None] = print
+) -> None:
+    """Run a closed round again in a fresh clone at its tag, with nothing but git and the DVC remote, and compare.
+
+    Every stage runs, the clone has no cache of runs. `clone` is kept; without it a temporary folder is used, which
+    stays only where something differs. Raises DataError that names the outputs that differ, and what else does: the
+    type of machine and the versions that the round was made with.
+    """
+    root = Path(root).resolve()
+    tag = f"round/{number}"
+    if not git(root, "tag", "--list", tag).strip():
+        raise DataError(
+            f"there is no tag {tag}: round {number} was not closed with --commit, nothing holds it as it ran"
+        )
+    temporary = clone is None
+    where = Path(tempfile.mkdtemp(prefix=f"round-{number}-")) / "clone" if clone is None else clone.resolve()
+    if where.exists():
+        raise DataError(f"{where} exists; name a folder that is to be made")
+    git(root, "clone", "--quiet", "--branch", tag, str(root), str(where))
+    share_remote(root, where)
+    dvc(where, "pull", "--quiet")
+    before, made_on = outputs(where), read_json(where / TRAINED).get("machine", {})
+    tell(f"{where}: round {number} as it was; running all of its stages again")
+    run_again(where)
+    after, made_here = outputs(where), read_json(where / TRAINED).get("machine", {})
+    different = [path for path in before if after.get(path) != before[path]]
+    if not different:
+        challenger = before["data/challenger"]
+        tell(f"round {number} is the same, bit for bit: {len(before)} outputs, data/challenger {challenger}")
+        if temporary:
+            shutil.rmtree(where.parent, ignore_errors=True)
+        return
+    raise DataError(
+        f"round {number}: {', '.join(different)} differ; {because(made_on, made_here)}; both are in {where}"
+    )
+
+
+def share_remote(root: Path, clone: Path) -> None:
+    """Let the clone find the remote: a path is meant from where the project lies, and settings may be local."""
+    for line in dvc(root, "config", "--list").splitlines():
+        name, _, value = line.partition("=")
+        section, _, rest = name.partition(".")
+        if section == "remote" and rest.endswith(".url"):
+            relative = "://" not in value and not Path(value).is_absolute()
+            path = str((root / ".dvc" / value).resolve()) if relative else value
+            dvc(clone, "remote", "modify", "--local", rest.removesuffix(".url"), "url", path)
+
+
+def outputs(root: Path) -> dict[str, str]:
+    """Path -> hash of every output that dvc.lock records, in the order of the stages."""
+    lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
+    return {out["path"]: out["md5"] for name in STAGES for out in lock["stages"][name].get("outs", ())}
+
+
+def run_again(root: Path) -> None:
+    """`dvc repro --force` in the clone, by its own code. Raises DataError where a stage fails."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    code = os.pathsep.join([str(root / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": code, "DVC_NO_ANALYTICS": "1"}
+    words = [sys.executable, "-m", "dvc", "repro", "--force", "--quiet"]
+    if code := subprocess.run(words, cwd=root, env=environment, check=False).returncode:
+        raise DataError(f"`dvc repro --force` failed in {root} with exit code {code}; what it said is above")
+
+
+def because(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """What of the machine is not as it was."""
+    changed = [
+        f"{name} {then.get(name, 'unknown')} then, {now.get(name, 'unknown')} here"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name)
+    ]
+    if changed:
+        return "it was made with " + ", ".join(changed)
+    return (
+        "type of machine and versions are the same: look at limits of time (collect.max_seconds), at memory "
+        "(batch_bytes of train.json) and at what is not in git"
+    )
