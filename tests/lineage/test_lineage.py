@@ -382,6 +382,7 @@ def test_killed_anywhere_and_repeated_it_ends_in_the_same_state(
     assert "tombstones.jsonl" not in run(told, "git", "status", "--porcelain")
 
 
+@pytest.mark.slow
 def test_killed_before_the_stored_versions_are_deleted(
     told: Path, forgotten_rounds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
