@@ -34,7 +34,7 @@ def remaining(root: Path, tombstone: dict[str, Any], conditions: list[Condition]
         kept = ", and git's history of it" if in_git(root, file) else ""
         told.append(
             f"{file}, line {sources.ranges(found['lines'])}: the log itself{kept}. An import leaves it out, by the "
-            "rules in params.yaml of today; `retroformer forget --logs --yes` empties the lines, so that others keep theirs"
+            "rules in params.yaml of today; `retroformer forget --logs --yes` empties the lines and moves no other"
         )
     folders = [path.parent for name in SEARCHED[:3] for path in (root / name).rglob("episodes.parquet")]
     told += [

@@ -23,7 +23,6 @@ from typing import Any
 import filelock
 import psutil
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retroformer.errors import DataError
@@ -281,12 +280,11 @@ def rewrite(path: Path, ids: frozenset[str]) -> None:
                 writer = csv.writer(new, lineterminator="\n")
                 writer.writerows(row for row in csv.reader(file) if not row or row[0] not in ids)
         else:
-            wanted = pa.array(sorted(ids), pa.string())
             with pq.ParquetFile(path) as file, pq.ParquetWriter(half, file.schema_arrow) as new:
                 for number in range(file.num_row_groups):
                     rows = file.read_row_group(number)
-                    among = pc.is_in(rows["trajectory_id"].cast(pa.string()), wanted)
-                    new.write_table(rows.filter(pc.invert(pc.fill_null(among, False))))
+                    kept = [id not in ids for id in rows["trajectory_id"].to_pylist()]
+                    new.write_table(rows.filter(pa.array(kept, pa.bool_())))
         os.replace(half, path)
     finally:
         half.unlink(missing_ok=True)
