@@ -1,4 +1,4 @@
-"""`retroformer lineage` and `forget`, as typed, on two closed rounds; in one file, which makes them once."""
+"""`retroformer lineage` and `forget` on two closed rounds; in one file, so that one worker makes them once."""
 
 from __future__ import annotations
 
@@ -128,15 +128,19 @@ def test_what_no_version_learned_from_is_told_so(told: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["7"], "'7' is not a version; known: champion, challenger, 1, 2"),
-        ([], "name a version, or a trajectory"),
-        (["1", "--trajectory", "ab"], "name a version, or a trajectory"),
-        (["--trajectory", "zz"], "no trajectory's id begins with 'zz'"),
-        (["--trajectory", ""], "ids begin with ''"),
+        (["lineage", "7"], "'7' is not a version; known: champion, challenger, 1, 2"),
+        (["lineage"], "name a version, or a trajectory"),
+        (["lineage", "1", "--trajectory", "ab"], "name a version, or a trajectory"),
+        (["lineage", "--trajectory", "zz"], "no trajectory's id begins with 'zz'"),
+        (["lineage", "--trajectory", ""], "ids begin with ''"),
+        (["forget"], "say what is to be forgotten, for example --where 'text~ACME'"),
+        (["forget", "--where", "text~ACME", "--yes"], "a tombstone says why: --reason TEXT"),
+        (["forget", "--where", "id=x", "--yes", "--reason", "r"], "describe no trajectory here; nothing was changed"),
+        (["forget", "--where", "colour=red"], "no column colour; known: id, environment"),
     ],
 )
 def test_mistakes_are_one_line(told: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
-    assert cli.main(["lineage", *words]) == 2
+    assert cli.main(words) == 2
     assert said in capsys.readouterr().err
 
 
@@ -273,6 +277,14 @@ def test_an_import_leaves_out_what_the_log_still_has(forgotten: Path, capsys: py
     assert "left out, named by a tombstone: 2" in capsys.readouterr().out
     assert holders(forgotten / "imported", "ACME", *ids) == []
 
+    assert cli.main(["forget", "--logs"]) == 0
+    assert capsys.readouterr().out == f"{LOG}, line 3, 7: would be emptied; --yes does it\n"
+    assert "ACME" in (forgotten / LOG).read_text()
+    assert cli.main(["forget", "--logs", "--yes"]) == 0
+    assert [n for n, line in enumerate((forgotten / LOG).read_text().split("\n"), 1) if not line] == [*ACME, 13]
+    assert cli.main(["forget", "--logs", "--yes"]) == 0
+    assert capsys.readouterr().out.endswith("no line of a log is left of what was forgotten\n")
+
 
 def test_a_killed_rewriting_is_not_replayed(told: Path) -> None:
     held = read_trajectories(told / "data/history/round-0001/validated")
@@ -370,6 +382,7 @@ def test_killed_anywhere_and_repeated_it_ends_in_the_same_state(
     assert "tombstones.jsonl" not in run(told, "git", "status", "--porcelain")
 
 
+@pytest.mark.slow
 def test_killed_before_the_stored_versions_are_deleted(
     told: Path, forgotten_rounds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

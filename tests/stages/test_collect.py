@@ -8,11 +8,25 @@ from retroformer.errors import ConfigError, ContractBroken, DataError, Environme
 from retroformer.pins import read_pins, write_pins
 from retroformer.policies.scripted import load_scripted
 from retroformer.rollouts import engine
-from retroformer.stages.collect import describe, episodes_of
+from retroformer.stages.collect import collect, describe, episodes_of
 from retroformer.storage import hash_directory, read_json, read_trajectories
+from retroformer.tombstones import write_tombstones
 from retroformer.types import Outcome
 from tiny_logs import REFUND, write_lines
 from tiny_round import BOT, pin, run_collect, tiny_config
+
+
+def test_what_was_forgotten_is_not_recorded_again(tmp_path, made_batches):
+    played = read_trajectories(made_batches / "data/rollouts")
+    group = {"ids": {played[3].id: ""}, "rounds": [1], "trained": [], "checkpoint": [], "judged": []}
+    graves = tmp_path / "tombstones.jsonl"
+    write_tombstones(graves, [{"trajectories": [group]}])
+    config, data = tiny_config(), made_batches / "data"
+    paths = {"champion": data / "champion.json", "logs": data / "logs", "tombstones": graves, "out": tmp_path / "out"}
+    collect(config.collect, config.tasks, config.seed, **paths)
+    assert read_trajectories(tmp_path / "out") == played[:3] + played[4:]
+    report = read_json(tmp_path / "out/collect.json")
+    assert (report["episodes"], report["forgotten"]) == (23, 1)
 
 
 def test_what_was_played_is_recorded(made_batches):

@@ -148,20 +148,28 @@ def forget(arguments: Sequence[str]) -> None:
     parser.add_argument("--where", action="append", default=[], metavar="CONDITION", help="may be repeated; all hold")
     parser.add_argument("--reason", default="", help="for the tombstone")
     parser.add_argument("--by", default="", help="who decides; git's user.name if left out")
-    parser.add_argument("--logs", action="store_true", help="also empty the lines of the logs they were read from")
+    parser.add_argument(
+        "--logs",
+        action="store_true",
+        help="also empty the lines of the logs they were read from; without --where, of all that was ever forgotten",
+    )
     parser.add_argument("--yes", action="store_true", help="do it")
     parser.add_argument("--commit", action="store_true", help="commit the tombstone and the rewritten rounds' pointers")
     parser.add_argument("--json", action="store_true", help="print what is found, or the tombstone, as JSON")
     asked = parse(parser, arguments)
-    if not asked.where:
+    if not asked.where and not asked.logs:
         raise ConfigError(
             "say what is to be forgotten, for example --where 'text~ACME'; see `retroformer forget --help`"
         )
-    if asked.yes and not asked.reason.strip():
+    if asked.where and asked.yes and not asked.reason.strip():
         raise ConfigError("a tombstone says why: --reason TEXT")
     from retroformer.lineage import aftermath, forgetting
     from retroformer.lineage.where import parse as condition
 
+    if not asked.where:
+        emptied = forgetting.empty_logs(HERE, yes=asked.yes)
+        print(json.dumps(emptied) if asked.json else "\n".join(of_logs(emptied, asked.yes)))
+        return
     conditions = [condition(text) for text in asked.where]
     if not asked.yes:
         planned = forgetting.plan(HERE, conditions)
@@ -174,6 +182,16 @@ def forget(arguments: Sequence[str]) -> None:
         "rerun": aftermath.commands(HERE, done),
     }
     print(json.dumps(told, indent=2, sort_keys=True) if asked.json else "\n".join(of_forgetting(told)))
+
+
+def of_logs(lines: dict[str, list[int]], done: bool) -> Iterator[str]:
+    """What a person reads of emptied lines."""
+    from retroformer.lineage.sources import ranges
+
+    if not lines:
+        yield "no line of a log is left of what was forgotten"
+    for file, numbers in lines.items():
+        yield f"{file}, line {ranges(numbers)}: {'emptied' if done else 'would be emptied; --yes does it'}"
 
 
 def as_json(planned: Plan) -> dict[str, Any]:

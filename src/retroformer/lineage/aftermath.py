@@ -31,9 +31,10 @@ def remaining(root: Path, tombstone: dict[str, Any], conditions: list[Condition]
     params = sources.read_yaml(root / "params.yaml")
     same = {id for id, state in sources.still_there(root, ids, sources.reading(params)).items() if state == "same"}
     for file, found in sources.by_file(ids[id] for id in same).items():
+        kept = ", and git's history of it" if in_git(root, file) else ""
         told.append(
-            f"{file}, line {sources.ranges(found['lines'])}: the log itself. An import leaves it out, by the rules in "
-            "params.yaml of today; forgetting with --logs empties the lines, and the numbers of the others stay"
+            f"{file}, line {sources.ranges(found['lines'])}: the log itself{kept}. An import leaves it out, by the "
+            "rules in params.yaml of today; `retroformer forget --logs --yes` empties the lines and moves no other"
         )
     folders = [path.parent for name in SEARCHED[:3] for path in (root / name).rglob("episodes.parquet")]
     told += [
@@ -74,6 +75,14 @@ def speaks(path: Path, patterns: list[re.Pattern[bytes]]) -> bool:
     """Whether all patterns are found in a file."""
     text = path.read_bytes()
     return all(pattern.search(text) for pattern in patterns)
+
+
+def in_git(root: Path, name: str) -> bool:
+    """Whether a commit has had the file."""
+    try:
+        return bool(git(root, "log", "--all", "-1", "--format=%h", "--", name).strip())
+    except DataError:
+        return False
 
 
 def commits_with(root: Path, number: str, md5: str) -> str:

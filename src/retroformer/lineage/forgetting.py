@@ -23,7 +23,6 @@ from typing import Any
 import filelock
 import psutil
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retroformer.errors import DataError
@@ -229,7 +228,7 @@ def complete(one: dict[str, Any]) -> bool:
 def finish(root: Path, one: dict[str, Any], commit_it: bool) -> dict[str, Any]:
     """Remove what a tombstone names, wherever it lies, and complete the tombstone."""
     ids = frozenset(ids_of(one))
-    stored = blank(root, ids_of(one)) if one["logs"] else set[str]()
+    stored = blank(root, lines_left(root, ids_of(one))) if one["logs"] else set[str]()
     folders = [folder_of(int(number)) for number in one["rounds"]]
     for folder in folders:
         for path in tables(root / folder):
@@ -242,8 +241,7 @@ def finish(root: Path, one: dict[str, Any], commit_it: bool) -> dict[str, Any]:
     if objects.on_remote(root, before):
         # Who pulls must find the new version where the old one was, before that one is gone.
         dvc(root, "push", "--quiet", *map(str, folders))
-    pointers = {md5 for path in (root / "data").rglob("*.dvc") for md5 in pointers_of(path)}
-    purged = objects.purge(root, ids, pointers, also=stored)
+    purged = objects.purge(root, ids, pointers_in(root), also=stored)
     rounds = {number: {**each, "after": md5_of(root, int(number))} for number, each in one["rounds"].items()}
     done = {**one, "rounds": rounds, "complete": True}
     written = read_tombstones(root / TOMBSTONES)
@@ -282,33 +280,36 @@ def rewrite(path: Path, ids: frozenset[str]) -> None:
                 writer = csv.writer(new, lineterminator="\n")
                 writer.writerows(row for row in csv.reader(file) if not row or row[0] not in ids)
         else:
-            wanted = pa.array(sorted(ids), pa.string())
             with pq.ParquetFile(path) as file, pq.ParquetWriter(half, file.schema_arrow) as new:
                 for number in range(file.num_row_groups):
                     rows = file.read_row_group(number)
-                    among = pc.is_in(rows["trajectory_id"].cast(pa.string()), wanted)
-                    new.write_table(rows.filter(pc.invert(pc.fill_null(among, False))))
+                    kept = [id not in ids for id in rows["trajectory_id"].to_pylist()]
+                    new.write_table(rows.filter(pa.array(kept, pa.bool_())))
         os.replace(half, path)
     finally:
         half.unlink(missing_ok=True)
 
 
-def blank(root: Path, wanted: dict[str, str]) -> set[str]:
-    """Empty the lines of plain JSON lines that still are one of the trajectories (id -> source), so that the numbers
-    of the other lines stay. Returns the hashes under which DVC stored the earlier files."""
+def lines_left(root: Path, wanted: dict[str, str]) -> dict[str, list[int]]:
+    """File -> lines that still are one of the trajectories (id -> source), of plain files with a record a line."""
     today = sources.still_there(root, wanted, sources.reading(sources.read_yaml(root / "params.yaml")))
-    lines: dict[str, set[int]] = defaultdict(set)
-    for id, state in today.items():
-        place = sources.place_of(wanted[id])
-        if state == "same" and place and not place.item and place.file.endswith((".jsonl", ".ndjson")):
-            lines[place.file].add(place.line)
+    places = {sources.place_of(wanted[id]) for id, state in today.items() if state == "same"}
+    found: dict[str, list[int]] = defaultdict(list)
+    for place in sorted(one for one in places if one):
+        if not place.item and place.file.endswith((".jsonl", ".ndjson")):
+            found[place.file].append(place.line)
+    return dict(found)
+
+
+def blank(root: Path, lines: dict[str, list[int]]) -> set[str]:
+    """Empty lines of logs, so that the numbers of the others stay; the hashes under which DVC stored them before."""
     stored: set[str] = set()
     for name, numbers in lines.items():
-        path, pointer = root / name, root / f"{name}.dvc"
+        path, pointer, doomed = root / name, root / f"{name}.dvc", set(numbers)
         half = path.with_name(f".{path.name}.half")
         try:
             with path.open("rb") as file, half.open("wb") as new:
-                new.writelines(b"\n" if n in numbers else line for n, line in enumerate(file, 1))
+                new.writelines(b"\n" if n in doomed else line for n, line in enumerate(file, 1))
             os.replace(half, path)
         finally:
             half.unlink(missing_ok=True)
@@ -316,6 +317,18 @@ def blank(root: Path, wanted: dict[str, str]) -> set[str]:
             stored |= set(pointers_of(pointer))
             dvc(root, "add", "--quiet", name)
     return stored
+
+
+def empty_logs(root: Path, *, yes: bool) -> dict[str, list[int]]:
+    """Empty the lines that all that was ever forgotten was read from; without `yes` only say which."""
+    lines = lines_left(
+        root, {id: source for one in read_tombstones(root / TOMBSTONES) for id, source in ids_of(one).items()}
+    )
+    if yes and lines:
+        with alone(root):
+            stored = blank(root, lines)
+            objects.purge(root, frozenset(), pointers_in(root), also=stored)
+    return lines
 
 
 def md5_of(root: Path, number: int) -> str | None:
@@ -326,3 +339,8 @@ def md5_of(root: Path, number: int) -> str | None:
 def pointers_of(path: Path) -> list[str]:
     """The hashes that a ``.dvc`` file names."""
     return [one["md5"] for one in (sources.read_yaml(path) or {}).get("outs", ()) if "md5" in one]
+
+
+def pointers_in(root: Path) -> set[str]:
+    """The hashes that the project's ``.dvc`` files name."""
+    return {md5 for path in (root / "data").rglob("*.dvc") for md5 in pointers_of(path)}

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from retroformer.errors import DataError
@@ -117,12 +116,11 @@ def holds(path: Path, ids: frozenset[str]) -> bool:
 
 def parquet_holds(path: Path, ids: frozenset[str]) -> bool:
     """Whether a table has a row of one of the ids; a damaged one, or one of other columns, has not."""
-    wanted = pa.array(sorted(ids), pa.string())
     try:
         with pq.ParquetFile(path) as table:
             if "trajectory_id" not in table.schema_arrow.names:
                 return False
             batches = table.iter_batches(1 << 16, columns=["trajectory_id"])
-            return any(pc.any(pc.is_in(batch[0].cast(pa.string()), wanted)).as_py() for batch in batches)
+            return any(not ids.isdisjoint(batch[0].to_pylist()) for batch in batches)
     except (pa.ArrowException, OSError):
         return False

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from retroformer.errors import DataError
 from retroformer.lineage import sources
@@ -140,7 +140,7 @@ def facts_of(folder: Path) -> dict[str, tuple[Any, ...]]:
     """Id -> the facts of each trajectory of a folder."""
     table = read_table(folder / "episodes.parquet", EPISODES)
     columns = (table[name].to_pylist() for name in ("trajectory_id", *FACTS))
-    return {id: facts for id, *facts in zip(*columns, strict=True)}
+    return {row[0]: row[1:] for row in zip(*columns, strict=True)}
 
 
 def described(line: Listed, facts: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
@@ -232,7 +232,8 @@ def tail(folder: str) -> str:
 def rows_of(folder: Path, prefix: str) -> Iterable[dict[str, Any]]:
     """Rows of ``episodes`` whose id begins so."""
     for batch in stream_table(folder / "episodes.parquet", EPISODES):
-        yield from batch.filter(pc.starts_with(batch["trajectory_id"], prefix)).to_pylist()
+        begins = [id is not None and id.startswith(prefix) for id in batch["trajectory_id"].to_pylist()]
+        yield from batch.filter(pa.array(begins, pa.bool_())).to_pylist()
 
 
 def line_today(root: Path, id: str, source: str, rounds: list[int]) -> str | None:
