@@ -20,7 +20,7 @@ LAYERS = (
     ("training", "evaluation"),
     ("stages",),
     ("tracking",),
-    ("rounds",),
+    ("rounds", "serving"),
     ("promotion", "lineage", "reproducing"),
     ("cli",),
     ("__main__",),

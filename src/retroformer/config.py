@@ -61,7 +61,7 @@ class CollectConfig(Section):
     """Play episodes and record them, or import logs."""
 
     source: Literal["play", "import"] = Field(description="play episodes, or import the logs that lie in data/logs")
-    format: Literal["openai-chat", "atif", "mlflow", "otlp", "parquet"] = Field(description="of the logs")
+    format: Literal["openai-chat", "atif", "mlflow", "otlp", "parquet", "recorded"] = Field(description="of the logs")
     outcome: str = Field(
         description="of a log, where it is: reward:FIELD, success:FIELD, assessment:NAME or package.module:function; "
         "empty looks for fields reward and success"

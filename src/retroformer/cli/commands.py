@@ -125,7 +125,8 @@ def import_(arguments: Sequence[str]) -> None:
         report = import_records(traces, "mlflow", asked.out, rules, **options)
     else:
         report = import_logs(map(Path, asked.paths), asked.format, asked.out, rules, **options)
-    shown = ("read", "accepted", "repeated", "quarantined", "episodes", "steps", "success")
+    open_ = ("open",) if report["open"] else ()
+    shown = ("read", "accepted", "repeated", *open_, "quarantined", "episodes", "steps", "success")
     print("import: " + ", ".join(f"{key} {short(report[key])}" for key in shown))
     if "forgotten" in report:
         print(f"  left out, named by a tombstone: {report['forgotten']}")

@@ -110,18 +110,12 @@ def trajectory_of(run: Run, source: str, rules: Rules) -> Trajectory:
     log-probabilities are kept as logged; those of a greedy run (temperature 0) are not its behaviour's and left out.
     """
     description, steps = steps_of(run)
-    environment, _, name = run.task.rpartition(":")
-    environment = environment or "log"
-    instance = run.instance or "\x1f".join((description, steps[0].observation))
-    seed = int.from_bytes(_digest((run.task, instance))[:6])
+    task = task_of(run.task, run.instance, description, steps[0].observation, rules)
     temperature = 1.0 if run.temperature is None else run.temperature
     if not 0 <= temperature < math.inf:
         raise Rejected("invalid_temperature", f"temperature {temperature}")
     if temperature == 0:
         steps = [Step(one.observation, one.action, one.reward, None, one.token_ids) for one in steps]
-    name = name or "runs"
-    split = rules.split_of(f"{environment}:{name}#{seed}")
-    task = Task(environment, environment, name, description, seed, split)
 
     def made(id: str, outcome: Outcome) -> Trajectory:
         return Trajectory(
@@ -147,6 +141,16 @@ def trajectory_of(run: Run, source: str, rules: Rules) -> Trajectory:
         last = steps[-1]
         steps[-1] = Step(last.observation, last.action, verdict.reward, None, last.token_ids, last.logprob)
     return made(content_id(run, task, steps, verdict.outcome), verdict.outcome)
+
+
+def task_of(named: str, instance: str, description: str, first: str, rules: Rules) -> Task:
+    """The task that a log calls `named`, and which instance of it; without a name of that, what was told first."""
+    environment, _, name = named.rpartition(":")
+    environment, name = environment or "log", name or "runs"
+    instance = instance or "\x1f".join((description, first))
+    seed = int.from_bytes(_digest((named, instance))[:6])
+    split = rules.split_of(f"{environment}:{name}#{seed}")
+    return Task(environment, environment, name, description, seed, split)
 
 
 def steps_of(run: Run) -> tuple[str, list[Step]]:

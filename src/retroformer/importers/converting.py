@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from retroformer.importers.conversation import Found, Rules
 from retroformer.importers.formats import FORMATS
-from retroformer.importers.records import UNREAD, Record, Rejected, parsed
+from retroformer.importers.records import UNREAD, Open, Record, Rejected, parsed
 from retroformer.importers.redaction import Redactor
 from retroformer.storage import tables_of
 
@@ -69,6 +69,8 @@ class Converted:
     """Arrow tables as `storage.tables_of` makes them; None where a worker has left them in files."""
     refused: list[tuple[int, Refusal]]
     """By place of the record in the chunk."""
+    open: int
+    """Records whose outcome is not known yet."""
     redacted: Counter[str]
 
 
@@ -86,6 +88,7 @@ class Job:
         found: list[Found] = []
         summaries: list[Summary] = []
         refused = []
+        waiting = 0
         for place, record in enumerate(chunk):
             try:
                 if isinstance(record, Rejected):
@@ -94,9 +97,13 @@ class Job:
             except Rejected as why:
                 refused.append((place, self.refusal(why, record, redactor)))
                 continue
+            except Open:
+                waiting += 1
+                continue
             found += mine
             summaries += [summary_of(one, place) for one in mine]
-        return Converted(summaries, *tables_of([one.trajectory for one in found]), refused, redactor.found)
+        tables = tables_of([one.trajectory for one in found])
+        return Converted(summaries, *tables, refused, waiting, redactor.found)
 
     def _trajectories(self, record: Record, redactor: Redactor) -> list[Found]:
         try:

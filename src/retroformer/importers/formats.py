@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from retroformer.errors import ConfigError
-from retroformer.importers import atif, mlflow_traces, openai_chat, otlp, parquet
+from retroformer.importers import atif, mlflow_traces, openai_chat, otlp, parquet, recorded
 from retroformer.importers.conversation import Found, Rules, Run, trajectory_of
 from retroformer.importers.records import SUFFIXES, Advance, Record, Rejected, json_records
 
@@ -43,6 +43,7 @@ FORMATS: dict[str, Format] = {
     "mlflow": Format(json_records, of_runs(mlflow_traces.runs)),
     "otlp": Format(otlp.read, of_runs(otlp.runs)),
     "parquet": Format(parquet.read, parquet.trajectories, parquet.SUFFIXES),
+    "recorded": Format(recorded.read, recorded.trajectories, recorded.SUFFIXES),
 }
 
 

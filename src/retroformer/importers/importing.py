@@ -1,5 +1,8 @@
 """An import: every record read ends as a trajectory or in quarantine with its reason, and is counted.
 
+Only what an agent recorded and nobody has said the outcome of is neither: it is counted as open, and imported once that
+is known.
+
 The folder is that of `collect`: episodes.parquet, steps.parquet, collect.json, and ``quarantine/records.jsonl``. An
 import into the folder of an earlier one adds to it; what is there already is not added twice.
 """
@@ -171,7 +174,7 @@ class Importing:
         self.job, self.workers = job, workers
         self.forgotten_ids = forgotten
         self.forgotten_hashes = {hash_of(id) for id in forgotten}
-        self.read = self.accepted = self.repeated = self.forgotten = 0
+        self.read = self.accepted = self.repeated = self.open = self.forgotten = 0
         self.reasons: Counter[str] = Counter()
         self.redacted: Counter[str] = Counter()
         self.example = ""
@@ -219,6 +222,7 @@ class Importing:
                 "read": self.read,
                 "accepted": self.accepted,
                 "repeated": self.repeated,
+                "open": self.open,
                 "quarantined": quarantined,
                 **({"forgotten": self.forgotten} if self.forgotten else {}),
                 "reasons": dict(sorted(self.reasons.items())),
@@ -259,6 +263,7 @@ class Importing:
     ) -> None:
         """Write what is new of a chunk; in quarantine what was refused, and what contradicts an earlier record."""
         self.read += len(chunk)
+        self.open += converted.open
         self.redacted += converted.redacted
         refused = dict(converted.refused)
         kept = np.zeros(len(converted.summaries), dtype=bool)

@@ -52,6 +52,10 @@ class Rejected(Exception):
         self.reason, self.detail, self.source, self.raw = reason, detail, source, raw
 
 
+class Open(Exception):
+    """How the recorded run ended is not known yet: it is no trajectory, and nothing is wrong with it either."""
+
+
 def files_of(paths: Iterable[Path], suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     """The files that the paths name; a folder stands for those below it with one of `suffixes`, sorted.
 

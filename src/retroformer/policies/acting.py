@@ -42,6 +42,16 @@ class LanguageModelAgent:
         self.transcripts.pop(slot, None)
         self.reader.release(slot)
 
+    def suspend(self, slot: int) -> Transcript:  # noqa: D102
+        transcript = self.transcripts[slot]
+        self.release(slot)
+        return transcript
+
+    def resume(self, slot: int, kept: Transcript) -> None:
+        """As `policies.agent.Agent` has it; the tokens are read anew with the next question."""
+        self.release(slot)
+        self.transcripts[slot] = kept
+
     def recall(self, slot: int, description: str, history: Sequence[tuple[str, str]]) -> None:
         """Take up an episode of text mode after these observations and actions; its next is step len(history)."""
         for t, (observation, action) in enumerate(history):

@@ -61,3 +61,11 @@ class Agent(Protocol):
     def release(self, slot: int) -> None:
         """The episode in this slot is over; forget it."""
         ...
+
+    def suspend(self, slot: int) -> Any:
+        """Give the slot to another episode for a while; what `resume` needs to take this one up again."""
+        ...
+
+    def resume(self, slot: int, kept: Any) -> None:
+        """Take up an episode where `suspend` left it, in this slot, which is free."""
+        ...

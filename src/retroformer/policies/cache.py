@@ -38,8 +38,9 @@ class SlotCache(Cache):
         rows = torch.tensor(slots, device=device)
         ends = self.lengths[slots]
         self._at = (rows[:, None], torch.from_numpy(ends[:, None] + np.arange(width)).to(device))
-        # All rows in their order are the store itself; of some a copy must be made.
-        self._rows = slice(None) if list(slots) == list(range(self.slots)) else rows
+        # Rows that lie side by side, in their order, are a part of the store itself; of others a copy must be made.
+        beside = list(slots) == list(range(slots[0], slots[0] + len(slots)))
+        self._rows = slice(slots[0], slots[0] + len(slots)) if beside else rows
         self._width, self._span = width, int(ends.max()) + width
         needed = max(self._span, int(self.lengths.max()))
         if not needed <= self._room <= max(ROOM, 4 * needed):

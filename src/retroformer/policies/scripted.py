@@ -58,6 +58,12 @@ class Scripted:
     def release(self, slot: int) -> None:
         """Nothing is remembered."""
 
+    def suspend(self, slot: int) -> None:
+        """Nothing is kept."""
+
+    def resume(self, slot: int, kept: None) -> None:
+        """Nothing is needed."""
+
     def _choose(self, decision: Decision) -> Choice:
         text = decision.admissible_actions is None
         actions = decision.admissible_actions or getattr(decision.environment, "possible_actions", tuple)()

@@ -94,7 +94,9 @@ def import_into(
         workers=config.workers,
         forgotten=forgotten,
     )
-    return {name: report[name] for name in ("read", "accepted", "quarantined", "episodes", "steps", "success")}
+    open_ = ("open",) if report["open"] else ()
+    shown = ("read", "accepted", *open_, "quarantined", "episodes", "steps", "success")
+    return {name: report[name] for name in shown}
 
 
 def episodes_of(config: CollectConfig, tasks: TasksConfig, seed: int, round_number: int) -> list[Episode]:
