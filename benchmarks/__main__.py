@@ -19,6 +19,7 @@ from retroformer.storage import write_json
 BENCHMARKS = {
     "train": "forward and backward of whole trajectories against TRL's GRPO and lamorel's algorithm",
     "act": "choosing actions in 8 environments against lamorel's cached scoring and full rescoring",
+    "serve": "an agent that records itself in an application against the bare model's forward",
     "imports": "importing chat logs against a plain json.loads loop over the same file",
     "limit": "training as a share of this machine's matrix products; the output layer at a large vocabulary",
     "end-to-end": "what the wall time of a real round is spent on; how time and memory grow with the history",

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_atif import RUN
 from test_otlp import FIRST, SECOND, request, root
+from test_recorded import EPISODE, REPORT
 
 from builders import make_trajectory
 from retroformer.importers.importing import import_logs
@@ -74,8 +75,9 @@ SEEDS: dict[str, Any] = {
     "atif": {**RUN, "extra": {"temperature": 0.5, "task": "desk:refund"}, "subagent_trajectories": [RUN]},
     "mlflow": TRACE,
     "otlp": request(root(reward=1.0), FIRST, SECOND),
+    "recorded": [*EPISODE, REPORT],
 }
-NAMES = {"openai-chat": '"r1"', "atif": '"t1"', "mlflow": '"tr-1"', "otlp": '"t1"'}
+NAMES = {"openai-chat": '"r1"', "atif": '"t1"', "mlflow": '"tr-1"', "otlp": '"t1"', "recorded": '"e1"'}
 """What the log calls the run; each mutant is given a name of its own."""
 TEXTS = ("", " ", "\x00", "\u202e", "ä" * 40, "1.0", "{", '{"a": [', "</tool_call>", "<tool_response>", "2026-13-45")
 ODD = (None, True, -1, 0, 2**70, 1e308, float("nan"), float("-inf"), *TEXTS, [], {}, [[]], [None], {"": None}, [{}])
@@ -132,7 +134,7 @@ def line(value: Any, chance: random.Random) -> bytes:
 
 
 def check(report: dict[str, Any], out: Path, count: int) -> None:
-    assert report["read"] == report["accepted"] + report["quarantined"]
+    assert report["read"] == report["accepted"] + report["open"] + report["quarantined"]
     assert report["read"] >= count
     assert "not_understood" not in report["reasons"], report["reasons"]
     assert sum(report["reasons"].values()) == report["quarantined"]
@@ -150,10 +152,12 @@ def fuzz_json(format: str, tmp_path: Path, count: int, seed: int) -> None:
     with path.open("wb") as file:
         for number in range(count):
             named = json.dumps(mutated(seeds, chance)).replace(NAMES[format], f'"n{number}"')
-            file.write(line(json.loads(named), chance))
+            value = json.loads(named)
+            for one in value if format == "recorded" else [value]:  # each of its events a line
+                file.write(line(one, chance))
     options: dict[str, Any] = {"redact": ["all"], "max_quarantined": 1.0, "workers": 1}
     report = import_logs([path], format, tmp_path / "out", rules(1.0), **options)
-    check(report, tmp_path / "out", count if format != "otlp" else 0)
+    check(report, tmp_path / "out", count if format not in ("otlp", "recorded") else 0)
 
 
 def fuzz_parquet(tmp_path: Path, count: int, seed: int) -> None:
