@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import statistics
 import tempfile
@@ -31,7 +32,8 @@ NOTES = [
     "whatever it then makes of them. `agent`: `Episode.act`, which tokenises, lays out, reads what is new and the "
     "actions, samples, and records the step before it returns. `silent`: the same without recording.",
     "The history is read before the clock starts. `serve_vs_bare_H` is agent over bare at width 128, where the model "
-    "costs least and what surrounds it shows most; `serve_vs_bare_H_512` at width 512. Lower is better, 1 cannot be had.",
+    "costs least and what surrounds it shows most; `serve_vs_bare_H_512` at width 512. Lower is better; less than 1 "
+    "cannot be had.",
     "`record`: wall seconds of writing one step alone, by the operating system's buffer and with fsync.",
     f"Time elsewhere: {CLOCK}.",
 ]
@@ -44,7 +46,6 @@ class Scene:
         chance = random.Random(history)
         vocabulary = policy.model.config.vocab_size
         recorder = Recorder(folder)
-        self.policy = policy
         self.before = random_words(history, vocabulary, chance)
         self.now = random_words(NEW, vocabulary, chance)
         self.admissible = tuple(word.split()[0] for word in random_actions(3 * ACTIONS, vocabulary, chance))[:ACTIONS]
@@ -61,9 +62,11 @@ class Scene:
         own = policy.encode(*policy.layout.piece("observation", self.now))
         first = read - 1  # the end of the last action was not fed yet
         self.history, self.new = tokens[:first], tokens[first : read + len(own)]
-        self.cache = DynamicCache(config=policy.model.config)
+        self.model = copy.deepcopy(policy.model)
+        self.model.set_attn_implementation("sdpa")
+        self.cache = DynamicCache(config=self.model.config)
         with torch.inference_mode():
-            policy.model(input_ids=torch.tensor([self.history]), past_key_values=self.cache, logits_to_keep=1)
+            self.model(input_ids=torch.tensor([self.history]), past_key_values=self.cache, logits_to_keep=1)
 
     def prepare(self, variant: str) -> None:
         """Bring an agent to the action that is timed."""
@@ -85,7 +88,7 @@ class Scene:
     @torch.inference_mode()
     def bare(self) -> torch.Tensor:
         """The log-probabilities of what comes next."""
-        output = self.policy.model(
+        output = self.model(
             input_ids=torch.tensor([self.new]), past_key_values=self.cache, use_cache=True, logits_to_keep=1
         )
         return output.logits[0, -1].float().log_softmax(-1)
