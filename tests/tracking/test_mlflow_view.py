@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import retroformer
 from project import HERE, TASKS, episodes, run
 from retroformer.config import PolicyConfig
-from retroformer.pins import read_pins
+from retroformer.errors import DataError, PinMismatch
+from retroformer.pins import policy_hash, read_pins
 from retroformer.tracking import mlflow_view, record
 
 WORDS = ("go", "to", "the", "ball", "a", "wall", "left", "right")
@@ -25,7 +27,8 @@ SITUATION = {
 
 def publish(root: Path) -> str:
     pins = read_pins(root / "data/champion.json")
-    facts = record.build(root, pins, challenger_hash="c" * 64, dataset_hash="d" * 64, model_version="")
+    challenger_hash = policy_hash("data/challenger", root)
+    facts = record.build(root, pins, challenger_hash=challenger_hash, dataset_hash="d" * 64, model_version="")
     return mlflow_view.publish(root, facts)
 
 
@@ -50,7 +53,7 @@ def test_a_round_is_a_run_with_figures_params_dataset_and_reports(registered: Pa
         "round": "1",
         "verdict": "promote",
         "reason": "because 1",
-        "challenger_hash": "c" * 64,
+        "challenger_hash": policy_hash("data/challenger", registered),
         "dataset_hash": "d" * 64,
     }
     run = store.get_run(version.run_id)
@@ -120,6 +123,42 @@ print(json.dumps([retroformer.__file__, served.predict([{SITUATION!r}])[0]["acti
     source, action = json.loads(told)
     assert Path(source).is_relative_to(model / "code")
     assert action in ("left", "right")
+
+
+def test_the_champion_acts_in_an_application_and_records_its_version(
+    registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By alias and by version, from the project's own store and from one that the environment names."""
+    import mlflow
+
+    hash = policy_hash("data/challenger", registered)
+    below = registered / "data"
+    monkeypatch.chdir(below)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+    agent = retroformer.load_agent("models:/retroformer@champion", record=tmp_path / "runs")
+    assert agent.version == hash[:16]
+    assert not mlflow.is_tracking_uri_set(), "the application's own MLflow is left alone"
+    with agent.episode("go to the ball") as episode:
+        assert episode.act("a wall", ["left", "right"]) in ("left", "right")
+    (log,) = (tmp_path / "runs").iterdir()
+    assert json.loads(log.read_text().splitlines()[0])["policy"] == hash[:16]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registered / 'mlruns/mlflow.db'}")
+    assert retroformer.load_agent("models:/retroformer/1").version == hash[:16]
+    with pytest.raises(DataError, match="models:/retroformer@challengr cannot be had from sqlite"):
+        retroformer.load_agent("models:/retroformer@challengr")
+    with pytest.raises(DataError, match="models:/other/1 cannot be had from"):
+        retroformer.load_agent("models:/other/1")
+    stored = next(registered.glob("mlruns/artifacts/**/challenger/config.json"))
+    sound = stored.read_text()
+    stored.write_text(sound + " ")
+    try:
+        with pytest.raises(PinMismatch, match=f"is version 1 with hash {hash[:16]}, its checkpoint has"):
+            retroformer.load_agent("models:/retroformer@champion")
+    finally:
+        stored.write_text(sound)
 
 
 def test_a_moved_project_finds_its_models(registered: Path, tmp_path: Path) -> None:
