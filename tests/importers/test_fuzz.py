@@ -127,7 +127,7 @@ def line(value: Any, chance: random.Random) -> bytes:
     text = bytearray(json.dumps(value, ensure_ascii=chance.random() < 0.5).encode())
     if chance.random() < 0.1:
         text = text[: chance.randrange(len(text))]
-    if chance.random() < 0.1:
+    if chance.random() < 0.1 and text:
         for _ in range(chance.randint(1, 4)):
             text[chance.randrange(len(text))] = chance.randrange(256)
     return bytes(text).replace(b"\n", b" ") + b"\n" if text.strip() else b"0\n"

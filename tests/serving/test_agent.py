@@ -254,6 +254,16 @@ def test_what_the_policy_cannot_do_ends_the_episode_as_an_error(make_agent: Any,
     assert found[other.id].outcome is Outcome.SUCCESS
 
 
+def test_a_first_step_that_failed_is_in_nobodys_way(make_agent: Any) -> None:
+    agent = make_agent(slots=1)
+    broken = agent.episode("w0")
+    with pytest.raises(PolicyError, match="step 0"):
+        broken.act("w1", ["w2", "unknown", "unheard"])  # both are <unk>, and cannot be told apart
+    other = agent.episode("w0")
+    assert [other.act("w1", ["w2"]) for _ in range(2)] == ["w2"] * 2
+    assert broken.id != other.id
+
+
 def test_an_action_that_cannot_be_written_is_not_returned(
     make_agent: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

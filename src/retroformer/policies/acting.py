@@ -42,8 +42,8 @@ class LanguageModelAgent:
         self.transcripts.pop(slot, None)
         self.reader.release(slot)
 
-    def suspend(self, slot: int) -> Transcript:  # noqa: D102
-        transcript = self.transcripts[slot]
+    def suspend(self, slot: int) -> Transcript | None:  # noqa: D102
+        transcript = self.transcripts.get(slot)  # none where the first step failed before it was laid out
         self.release(slot)
         return transcript
 
