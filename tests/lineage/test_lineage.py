@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from retroformer import cli
 from retroformer.errors import DataError
 from retroformer.lineage import aftermath, forgetting, objects
 from retroformer.lineage.where import parse
-from retroformer.pins import read_pins, verify
+from retroformer.pins import read_pins, verify, write_pins
 from retroformer.stages.collect import import_into
 from retroformer.storage import hash_directory, read_json, read_trajectories, write_text
 from retroformer.tombstones import TOMBSTONES, forgotten_ids, read_tombstones
+from retroformer.tracking import registry
 from retroformer.tracking.record import read_records
 
 
@@ -311,17 +314,31 @@ def test_lineage_tells_of_what_was_forgotten(
     assert {key: after[key] for key in same} == {key: before[key] for key in same}
 
 
-def test_what_to_run_again_makes_a_round_that_nothing_of_it_is_in(forgotten: Path) -> None:
+def test_what_to_run_again_makes_a_round_that_nothing_of_it_is_in(
+    forgotten: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "reconcile", lambda *arguments: {})
     [grave] = read_tombstones(forgotten / TOMBSTONES)
-    repin, *rest = aftermath.commands(forgotten, grave)
+    [back, *rest] = aftermath.commands(forgotten, grave)
+    assert back == "retroformer models rollback --reason 'it learned from what was forgotten'"
     assert rest == ["dvc exp run -S curate.window=1", "retroformer close"]
-    assert repin.startswith("python -c ")
-    subprocess.run(repin.replace("python", sys.executable, 1), shell=True, check=True)
+    assert cli.main(shlex.split(back)[1:]) == 0
     pins = read_pins(forgotten / "data/champion.json")
     assert (pins.closed_rounds, pins.champion.policy, pins.train_from) == (2, "scripted:babyai-bot?noise=0.7", None)
     verify(pins.champion, forgotten)
     changed = json.loads(dvc(forgotten, "status", "--json"))
     assert {"collect", "curate"} <= changed.keys(), "the open round is run again from its start"
+
+
+def test_where_the_candidate_alone_is_touched_training_begins_afresh(forgotten: Path) -> None:
+    [grave] = read_tombstones(forgotten / TOMBSTONES)
+    pins = read_pins(forgotten / "data/champion.json")
+    agent = read_pins(forgotten / "data/history/round-0001/champion.json").champion
+    write_pins(forgotten / "data/champion.json", replace(pins, champion=agent))
+    repin = aftermath.commands(forgotten, grave)[0]
+    assert repin.startswith("python -c ")
+    subprocess.run(repin.replace("python", sys.executable, 1), shell=True, check=True)
+    assert read_pins(forgotten / "data/champion.json") == replace(pins, champion=agent, train_from=None)
 
 
 def quick_dvc(root: Path, command: str, *words: str) -> str:

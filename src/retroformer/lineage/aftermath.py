@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from retroformer.errors import DataError
 from retroformer.lineage import objects, sources
-from retroformer.lineage.versions import Version, read_versions
+from retroformer.lineage.versions import read_versions
 from retroformer.lineage.where import TEXT, Condition
-from retroformer.pins import Pin, Pins, read_pins
+from retroformer.pins import Pins, read_pins
 from retroformer.rounds import git
 from retroformer.storage import EPISODES, stream_table
 from retroformer.tombstones import ids_of
+from retroformer.tracking import promotions
 from retroformer.tracking.record import folder_of
 
 SEARCHED = ("data", "mlruns/artifacts", "imported", ".resume")
@@ -103,31 +104,32 @@ def commands(root: Path, tombstone: dict[str, Any]) -> list[str]:
     learned = {number for number, roles in tombstone["touched"].items() if roles.keys() - {"judged"}}
     learned |= set(tombstone["inherited"])
     hashes = {one.hash for one in versions if one.number in learned}
-    told = []
-    if pins.champion.hash in hashes or (pins.train_from is not None and pins.train_from.hash in hashes):
-        told.append(repinning(pins, untouched(pins, versions, hashes), hashes))
+    told = repinning(root, pins, hashes)
     if touched or tombstone["open"]:
         told.append("dvc exp run -S curate.window=1" if replays(root, pins, hashes) else "dvc repro")
         told.append("retroformer close")
     return told
 
 
-def untouched(pins: Pins, versions: list[Version], hashes: set[str]) -> Pin:
-    """The newest champion that did not learn from what was forgotten; at last the agent of the first round."""
-    champions = [one.pins.champion for one in versions] + [pins.champion]
-    return next((one for one in reversed(champions) if one.hash not in hashes), champions[0])
+def repinning(root: Path, pins: Pins, hashes: set[str]) -> list[str]:
+    """Commands that put back the newest champion that did not learn from it, where training goes on from that too.
 
-
-def repinning(pins: Pins, champion: Pin, hashes: set[str]) -> str:
-    """A command that pins an untouched champion, and lets training begin from it, or afresh."""
-    kept = pins.train_from if pins.train_from is not None and pins.train_from.hash not in hashes else None
-    new = replace(pins, champion=champion if pins.champion.hash in hashes else pins.champion, train_from=kept)
-    values = ", ".join(repr(value) for value in asdict(new.champion).values())
-    goes_on = "read_pins().train_from" if kept else "None"
-    return (
+    Rollbacks, as far as the record of promotions leads; by hand where it does not, or only `train_from` is touched.
+    """
+    goes_on = pins.train_from
+    if pins.champion.hash in hashes:
+        earlier = promotions.champions(promotions.read(root), pins.champion)
+        steps = next((n for n, one in enumerate(reversed(earlier)) if one.hash not in hashes), 0)
+        if steps:
+            return ["retroformer models rollback --reason 'it learned from what was forgotten'"] * steps
+        return ["pin an untouched policy in data/champion.json by hand: no promotion leads back to one"]
+    if goes_on is None or goes_on.hash not in hashes:
+        return []
+    values = ", ".join(repr(value) for value in asdict(pins.champion).values())
+    return [
         "python -c \"from retroformer.pins import *; write_pins(Path('data/champion.json'), "
-        f'Pins({new.closed_rounds}, Pin({values}), {goes_on}))"'
-    )
+        f'Pins({pins.closed_rounds}, Pin({values}), None))"'
+    ]
 
 
 def replays(root: Path, pins: Pins, hashes: set[str]) -> bool:

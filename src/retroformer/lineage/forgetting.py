@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import filelock
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +30,7 @@ from retroformer.lineage.telling import places
 from retroformer.lineage.versions import ROLES, Version, descendants, links, listed, read_versions
 from retroformer.lineage.where import TEXT, Condition, matching
 from retroformer.pins import read_pins
-from retroformer.rounds import commit, dvc, git
+from retroformer.rounds import commit, dvc, exclusively, git
 from retroformer.tombstones import TOMBSTONES, ids_of, read_tombstones, write_tombstones
 from retroformer.tracking.record import HISTORY, folder_of
 
@@ -166,14 +165,10 @@ def forget(
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
     """No closing and no stage beside it. Raises DataError where one is under way."""
-    (root / ".resume").mkdir(exist_ok=True)
-    try:
-        with filelock.FileLock(root / ".resume" / "close.lock", timeout=0):
-            if running := stages_running(root):
-                raise DataError(f"DVC is running here (process {running}); wait until it is done, then forget")
-            yield
-    except filelock.Timeout:
-        raise DataError("a closing or another forgetting is under way here; wait until it is done") from None
+    with exclusively(root):
+        if running := stages_running(root):
+            raise DataError(f"DVC is running here (process {running}); wait until it is done, then forget")
+        yield
 
 
 def stages_running(root: Path) -> int | None:

@@ -17,6 +17,7 @@ from retroformer.pins import Pin, Pins, read_pins
 from retroformer.stages.train import start_of
 from retroformer.storage import read_json
 from retroformer.tracking import mlflow_view, record
+from retroformer.tracking import versions as named
 from retroformer.types import Outcome
 
 ROLES = ("trained", "checkpoint", "judged", "unused")
@@ -83,18 +84,9 @@ def read_versions(root: Path) -> list[Version]:
 
 def find(name: str, versions: list[Version], pins: Pins) -> Version:
     """The version by its number, its registry URI, `champion` or `challenger`. Raises DataError with the known ones."""
-    if not versions:
-        raise DataError("no round is closed yet, so there is no version; `dvc repro`, then `retroformer close`")
     wanted = name.removeprefix(f"models:/{mlflow_view.NAME}").lstrip("/@")
-    if wanted == "challenger":
-        return versions[-1]
-    known = ", ".join(["champion", "challenger", *(one.number for one in versions)])
-    for one in reversed(versions):
-        if wanted == one.number or (wanted == "champion" and one.hash == pins.champion.hash):
-            return one
-    if wanted == "champion":
-        raise DataError(f"the champion is {pins.champion.policy}, which no round made; known: {known}")
-    raise DataError(f"{name!r} is not a version; known: {known}")
+    found = named.find(wanted, named.versions_of(one.record for one in versions), pins)
+    return next(one for one in versions if one.number == found.number)
 
 
 def listed(root: Path, version: Version) -> Iterator[Listed]:
