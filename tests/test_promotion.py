@@ -11,16 +11,16 @@ from typing import Any
 import filelock
 import pytest
 
-from project import make_round, record_round, run
+from project import run
 from retroformer import promotion, rounds
 from retroformer.errors import ConfigError, DataError, PinMismatch
-from retroformer.pins import Pins, policy_hash, read_pins
+from retroformer.pins import Pin, Pins, policy_hash, read_pins
 from retroformer.stages.train import start_of
 from retroformer.storage import read_json, write_json
-from retroformer.tracking import mlflow_view, promotions, registry
+from retroformer.tracking import aliases, mlflow_view, promotions
 from retroformer.tracking.record import read_records
 from test_rounds import kill, state
-from three_rounds import PATHS, SITUATION
+from three_rounds import PATHS, SITUATION, quick_dvc
 
 BOT = "scripted:babyai-bot?noise=0.7"
 
@@ -34,13 +34,13 @@ def pinned(root: Path) -> tuple[str, str | None]:
     return found.champion.policy, found.train_from and found.train_from.policy
 
 
-def aliases(root: Path) -> dict[str, str]:
-    return registry.aliases(mlflow_view.client(root))
+def set_aliases(root: Path) -> dict[str, str]:
+    return aliases.held_by(mlflow_view.client(root))
 
 
 def agree(root: Path) -> None:
     found = pins(root)
-    assert registry.disagreements(root, found, read_records(root, found.closed_rounds)) == []
+    assert aliases.disagreements(root, found, read_records(root, found.closed_rounds)) == []
 
 
 def test_the_gates_promotion_is_recorded(three: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_gates_promotion_is_recorded(three: Path) -> None:
 def test_a_promotion_moves_pin_alias_and_training_and_says_who_and_why(three: Path) -> None:
     made = promotion.promote("3", three, reason="the owner's choice", by="an owner")
     assert pinned(three) == (PATHS[2], PATHS[2])
-    assert aliases(three) == {"champion": "3", "challenger": "3"}
+    assert set_aliases(three) == {"champion": "3", "challenger": "3"}
     line = promotions.read(three)[-1]
     assert line == made.promotion
     assert (line.by, line.reason, line.before.policy) == ("an owner", "the owner's choice", PATHS[0])
@@ -78,12 +78,12 @@ def test_a_rollback_goes_back_step_by_step_to_the_agent_of_the_beginning(three: 
     promotion.promote("challenger", three, reason="try it")
     promotion.rollback(three, by="drift check")
     assert pinned(three) == (PATHS[0], PATHS[0]), "what was rolled back is not trained on"
-    assert aliases(three) == {"champion": "1", "challenger": "3"}
+    assert set_aliases(three) == {"champion": "1", "challenger": "3"}
     agree(three)
     assert start_of(pins(three)) == before.champion, "the next round starts from it"
     promotion.rollback(three)
     assert pinned(three) == (BOT, None)
-    assert aliases(three) == {"challenger": "3"}, "no version is in production"
+    assert set_aliases(three) == {"challenger": "3"}, "no version is in production"
     store = mlflow_view.client(three)
     assert store.get_registered_model(mlflow_view.NAME).tags["in_production"] == BOT
     assert start_of(pins(three)) is None, "it is no checkpoint: training starts afresh"
@@ -119,7 +119,7 @@ def test_training_goes_on_where_it_is_told_to(three: Path) -> None:
 def test_promoting_what_is_in_production_mends_the_registry_alone(three: Path) -> None:
     before, lines = (three / "data/champion.json").read_bytes(), promotions.read(three)
     mlflow_view.client(three).set_registered_model_alias(mlflow_view.NAME, "champion", "2")
-    (told,) = registry.disagreements(three, pins(three), read_records(three, 3))
+    (told,) = aliases.disagreements(three, pins(three), read_records(three, 3))
     assert "the alias champion is version 2, data/champion.json says version 1" in told
     made = promotion.promote("1", three, reason="anew")
     assert made.promotion is None
@@ -191,6 +191,8 @@ def test_before_the_first_round_there_is_no_version(project: Path) -> None:
 
 
 def test_someone_must_have_decided(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="that is what a closing signs with"):
+        promotion.rollback(three, by="gate")
     for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
         monkeypatch.setenv(name, os.devnull)
     run(three, "git", "config", "--unset", "user.name")
@@ -202,7 +204,7 @@ MOVES = {
     "promote": lambda root: promotion.promote("3", root, reason="x"),
     "rollback": lambda root: promotion.rollback(root, expected="1"),
 }
-STEPS = [(registry, "wanted"), (registry, "reconcile"), (promotions, "append"), (rounds, "write_pins")]
+STEPS = [(aliases, "wanted"), (aliases, "reconcile"), (promotions, "append"), (rounds, "write_pins")]
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
@@ -246,7 +248,7 @@ def test_a_killed_promotion_that_is_not_repeated_is_as_if_it_had_not_been(
         kill(patch, rounds, "write_pins", after=False)
         with pytest.raises(KeyboardInterrupt):
             promotion.promote("3", three, reason="x")
-    (told,) = registry.disagreements(three, pins(three), read_records(three, 3))
+    (told,) = aliases.disagreements(three, pins(three), read_records(three, 3))
     assert "the alias champion is version 3, data/champion.json says version 1" in told
     rounds.close(three)  # of the round that is closed: it changes nothing but what disagrees
     agree(three)
@@ -257,7 +259,7 @@ def test_a_killed_promotion_that_is_not_repeated_is_as_if_it_had_not_been(
 
 def test_a_registry_that_is_locked_is_told_and_nothing_moves(three: Path) -> None:
     before = (three / "data/champion.json").read_bytes()
-    aliases(three)
+    set_aliases(three)
     with sqlite3.connect(three / mlflow_view.DATABASE) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(DataError, match=r"the registry, mlruns/mlflow.db, did not answer: database is locked"):
@@ -303,7 +305,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(three: Path) -
     assert told[loser].startswith("retroformer: error: another ")
     assert told[loser].count("\n") == 1
     assert pinned(three) == (PATHS[int(winner) - 1],) * 2
-    assert aliases(three)["champion"] == winner
+    assert set_aliases(three)["champion"] == winner
     assert [one.by for one in promotions.read(three)] == ["gate", f"racer {winner}"]
     agree(three)
 
@@ -315,14 +317,20 @@ def test_another_command_that_moves_the_pins_is_waited_for_by_nobody(three: Path
                 act(three)
 
 
-def test_a_clone_makes_the_registry_again_with_the_same_numbers(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clone_makes_the_registry_again_with_the_same_numbers(three: Path) -> None:
     """Also where a version of a round that was never closed has used a number up."""
-    (three / mlflow_view.DATABASE).unlink()
+    database = three / mlflow_view.DATABASE
+    mlflow_view.client(three).delete_registered_model(mlflow_view.NAME)
     for number, version in ((2, "3"), (3, "4")):
         path = three / f"data/history/round-000{number}/round.json"
         write_json(path, {**read_json(path), "model_version": version})
-    (told,) = registry.disagreements(three, pins(three), read_records(three, 3))
+    told = aliases.disagreements(three, pins(three), read_records(three, 3))
+    assert "version 3 is not in the registry; `retroformer models repair` sets the registry from the files" in told
+    away = database.rename(database.with_name("away"))
+    (told,) = aliases.disagreements(three, pins(three), read_records(three, 3))
     assert "mlruns/mlflow.db, is not here; `retroformer models repair`" in told
+    assert not database.exists()
+    away.rename(database)
     assert promotion.repair(three) == {"champion": "1", "challenger": "4"}
     store = mlflow_view.client(three)
     assert sorted(str(one.version) for one in mlflow_view.versions(store)) == ["1", "3", "4"]
@@ -345,21 +353,22 @@ def test_a_commit_holds_the_move_alone(three: Path) -> None:
     assert run(three, "git", "diff", "--cached", "--name-only").strip() == "other.txt"
 
 
-def test_a_round_that_was_judged_against_another_champion_is_not_closed(project: Path) -> None:
-    rounds.close(project)
-    make_round(project / "data", 2, weights="v")
-    record_round(project)
+def test_a_round_that_was_judged_against_another_champion_is_not_closed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = pins(project)
+    before = Pins(0, Pin("scripted:random", policy_hash("scripted:random")), None)
+    promotions.append(project, promotions.decision("promote", before, now, "me", "better than random", {}))
     promotion.rollback(project, reason="the users complain")
     with pytest.raises(DataError, match=r"collect, curate, train, evaluate: something changed since the verdict"):
         rounds.close(project)
-    assert pins(project).closed_rounds == 1
-    record_round(project)  # what `dvc repro` does: it runs the round again
+    assert pins(project).closed_rounds == 0
+    monkeypatch.setattr(rounds, "dvc", quick_dvc)  # as after `dvc repro`, which runs the round again
     rounds.close(project)
-    record = read_records(project, 2)[-1]
-    assert record["champion"]["policy"] == BOT, "the next round started from what was rolled back to"
-    assert promotions.read(project)[-1].before.policy == BOT
+    (record,) = read_records(project, 1)
+    assert record["champion"]["policy"] == "scripted:random", "the next round starts from what was rolled back to"
     promotion.rollback(project)
-    assert pinned(project) == (BOT, None)
+    assert pinned(project) == ("scripted:random", None)
 
 
 def probabilities(root: Path, path: str) -> list[float]:

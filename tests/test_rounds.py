@@ -24,7 +24,7 @@ from retroformer.errors import DataError, PinMismatch
 from retroformer.journal import read_seconds, record_seconds
 from retroformer.pins import policy_hash, read_pins, verify
 from retroformer.storage import hash_directory, read_json, write_json
-from retroformer.tracking import mlflow_view, promotions, record, registry
+from retroformer.tracking import aliases, mlflow_view, promotions, record
 
 POLICY = "data/history/round-0001/challenger"
 
@@ -142,7 +142,7 @@ STEPS = [
     (mlflow_view, "publish"),
     (rounds, "append"),
     (record, "write_rounds"),
-    (registry, "reconcile"),
+    (aliases, "reconcile"),
     (promotions, "append"),
     (rounds, "write_pins"),
 ]

@@ -16,7 +16,7 @@ from typing import Any
 from retroformer.errors import ConfigError, DataError
 from retroformer.pins import Pin, Pins, read_pins, verify
 from retroformer.rounds import MOVED, PINS, commit, exclusively, git, move
-from retroformer.tracking import promotions, registry
+from retroformer.tracking import aliases, promotions
 from retroformer.tracking.promotions import Promotion
 from retroformer.tracking.record import folder_of, read_records
 from retroformer.tracking.versions import Version, find, named, version_of, versions_of
@@ -128,7 +128,7 @@ def repair(root: Path = Path(".")) -> dict[str, str | None]:
     root = Path(root)
     with exclusively(root):
         pins = read_pins(root / PINS)
-        return registry.reconcile(root, pins, read_records(root, pins.closed_rounds))
+        return aliases.reconcile(root, pins, read_records(root, pins.closed_rounds))
 
 
 @contextmanager
@@ -138,7 +138,9 @@ def swapping(root: Path, by: str) -> Iterator[tuple[Path, str, Pins, list[dict[s
     Raises DataError where they are not: another command won.
     """
     seen = read_pins(root / PINS)
-    who = by or author(root)
+    who = by.strip() or author(root)
+    if who == promotions.GATE:
+        raise ConfigError(f"--by {who}: that is what a closing signs with; expected a person or program")
     with exclusively(root):
         pins = read_pins(root / PINS)
         if pins != seen:

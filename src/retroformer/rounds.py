@@ -26,7 +26,7 @@ from retroformer.recovery import mend_dvc, mend_git
 from retroformer.stages import STAGES
 from retroformer.storage import hash_directory, read_json, replacing, write_json, write_text
 from retroformer.tombstones import TOMBSTONES
-from retroformer.tracking import mlflow_view, promotions, record, registry
+from retroformer.tracking import aliases, mlflow_view, promotions, record
 from retroformer.tracking.promotions import Promotion
 
 PINS = Path("data/champion.json")
@@ -96,7 +96,7 @@ def closing(root: Path) -> dict[str, Any]:
     if verdict.get("round") == pins.closed_rounds > 0:
         records = record.read_records(root, pins.closed_rounds)
         if (root / mlflow_view.DATABASE).is_file():
-            registry.reconcile(root, pins, records)
+            aliases.reconcile(root, pins, records)
         return records[-1]
     earlier = record.read_records(root, pins.closed_rounds)
     check(root, pins, verdict)
@@ -104,8 +104,8 @@ def closing(root: Path) -> dict[str, Any]:
     challenger_hash = policy_hash(str(CHALLENGER), root)
     dataset_hash = hash_directory(root / "data/batches")
     facts = record.build(root, pins, challenger_hash=challenger_hash, dataset_hash=dataset_hash, model_version="")
-    registry.reconcile(root, pins, earlier)  # in a clone the earlier versions are made again, with their numbers
-    with registry.reachable():
+    aliases.reconcile(root, pins, earlier)  # in a clone the earlier versions are made again, with their numbers
+    with aliases.reachable():
         version = mlflow_view.publish(root, facts, head(root))
     closed = {**facts, "model_version": version}
     append(root, closed)
@@ -126,7 +126,7 @@ def move(root: Path, after: Pins, records: Sequence[dict[str, Any]], decided: Pr
     The pins last: they alone say what is in production. Killed before, the command that was killed is as if it had not
     been, but for aliases that `retroformer models list` tells of and that whatever moves the pins next sets right.
     """
-    registry.reconcile(root, after, records, decided)
+    aliases.reconcile(root, after, records, decided)
     if decided is not None:
         promotions.append(root, decided)
     write_pins(root / PINS, after)

@@ -17,7 +17,7 @@ from retroformer.pins import read_pins
 from retroformer.stages.collect import import_into
 from retroformer.stages.curate import curate
 from retroformer.storage import read_json, read_trajectories, write_json, write_text, write_trajectories
-from retroformer.tracking import mlflow_view, registry
+from retroformer.tracking import aliases, mlflow_view
 from retroformer.types import Trajectory
 from tiny_logs import REFUND, write_lines
 
@@ -67,7 +67,7 @@ def told_rounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(root, "git", "commit", "--quiet", "--message", "start")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mlflow_view, "publish", lambda root, facts, about=None: str(facts["round"]))
-        patch.setattr(registry, "reconcile", lambda *arguments: {})
+        patch.setattr(aliases, "reconcile", lambda *arguments: {})
 
         make_round(root / "data", 1)
         patch.chdir(root)

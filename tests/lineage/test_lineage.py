@@ -27,7 +27,7 @@ from retroformer.pins import read_pins, verify, write_pins
 from retroformer.stages.collect import import_into
 from retroformer.storage import hash_directory, read_json, read_trajectories, write_text
 from retroformer.tombstones import TOMBSTONES, forgotten_ids, read_tombstones
-from retroformer.tracking import registry
+from retroformer.tracking import aliases
 from retroformer.tracking.record import read_records
 
 
@@ -317,7 +317,7 @@ def test_lineage_tells_of_what_was_forgotten(
 def test_what_to_run_again_makes_a_round_that_nothing_of_it_is_in(
     forgotten: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "reconcile", lambda *arguments: {})
+    monkeypatch.setattr(aliases, "reconcile", lambda *arguments: {})
     [grave] = read_tombstones(forgotten / TOMBSTONES)
     [back, *rest] = aftermath.commands(forgotten, grave)
     assert back == "retroformer models rollback --reason 'it learned from what was forgotten'"

@@ -71,14 +71,14 @@ def list_(arguments: Sequence[str]) -> None:
     """
     as_json = parse(parser_of("list", list_), arguments).json
     from retroformer.pins import read_pins
-    from retroformer.tracking import promotions, registry, versions
+    from retroformer.tracking import aliases, promotions, versions
     from retroformer.tracking.record import read_records
 
     pins = read_pins()
     records = read_records(HERE, pins.closed_rounds)
     known = versions.versions_of(records)
     moves = promotions.read(HERE)
-    problems = registry.disagreements(HERE, pins, records)
+    problems = aliases.disagreements(HERE, pins, records)
     if as_json:
         rows = [versions.row(one, known, pins) for one in known]
         pinned = {"champion": asdict(pins.champion), "train_from": pins.train_from and asdict(pins.train_from)}
@@ -142,7 +142,7 @@ def show(arguments: Sequence[str]) -> None:
     lines = {
         "version": f"{found['version']} ({', '.join(found['aliases']) or 'no alias'})",
         "verdict": f"{found['verdict'].replace('_', ' ')}: {found['reason']}",
-        "difference": f"{difference(found)}, against {found['against']}",
+        "difference": f"{difference(found)}, against {against(found)}",
         "success": interval(found["levels"][0]),
         **{f"  {one['task']}": interval(one) for one in found["levels"][1:]},
         "told another mission": f"{found['swapped_success']} (of the champion that the round left)",
@@ -200,8 +200,9 @@ def side_by_side(one: dict[str, Any], other: dict[str, Any]) -> Any:
     for row in (one, other):
         aliases = f" ({', '.join(row['aliases'])})" if row["aliases"] else ""
         shown.add_column(f"version {row['version']}{aliases}")
-    for key in ("round", "verdict", "against"):
+    for key in ("round", "verdict"):
         shown.add_row(key, *(str(row[key]).replace("_", " ") for row in (one, other)))
+    shown.add_row("against", *(escaped(against(row)) for row in (one, other)))
     shown.add_row("difference", *(escaped(difference(row)) for row in (one, other)))
     levels = [{level["task"]: level for level in row["levels"]} for row in (one, other)]
     for task in dict.fromkeys([*levels[0], *levels[1]]):
@@ -307,6 +308,12 @@ def difference(row: dict[str, Any]) -> str:
     if row["difference"] is None:
         return "-"
     return f"{row['difference']:+.3f} [{row['lower']:+.3f}, {row['upper']:+.3f}] n {row['n']}"
+
+
+def against(row: dict[str, Any]) -> str:
+    """The champion that a version was measured against."""
+    rival = row["against"]
+    return rival["policy"] if rival["version"] is None else f"version {rival['version']}"
 
 
 def escaped(text: str) -> str:

@@ -89,12 +89,14 @@ def row(version: Version, versions: Sequence[Version], pins: Pins) -> dict[str, 
     """A version in a table."""
     record = version.record
     shown = {key: record[key] for key in ("round", "verdict", "reason", *FIGURES)}
+    against = Pin(**record["champion"])
+    rival = version_of(against, versions)
     return {
         "version": version.number,
         "aliases": aliases_of(version, versions, pins),
         **shown,
         "levels": [{"task": one["task"], **(one["challenger"] or {})} for one in record["levels"]],
-        "against": record["champion"]["policy"],
+        "against": {"policy": against.policy, "version": None if rival is None else rival.number},
         "policy": version.pin.policy,
         "hash": version.pin.hash,
         "uri": version.pin.uri,
@@ -159,10 +161,7 @@ def played_by(root: Path, version: Version, versions: Sequence[Version]) -> dict
     found: dict[str, Scores] = {}
     for other in versions:
         names = {"challenger"} if other == version else set[str]()
-        if (other.record["champion"]["policy"], other.record["champion"]["hash"]) == (
-            version.pin.policy,
-            version.pin.hash,
-        ):
+        if promotions.same(Pin(**other.record["champion"]), version.pin):
             names.add("champion")
         if not names:
             continue

@@ -49,7 +49,7 @@ def wanted(pins: Pins, versions: Sequence[Version]) -> dict[str, str | None]:
     }
 
 
-def aliases(store: Any) -> dict[str, str]:
+def held_by(store: Any) -> dict[str, str]:
     """Alias -> version, as the registry has them."""
     (model,) = store.search_registered_models(f"name = '{NAME}'") or (None,)
     return {} if model is None else {alias: str(version) for alias, version in model.aliases.items()}
@@ -65,7 +65,7 @@ def disagreements(root: Path, pins: Pins, records: Sequence[dict[str, Any]]) -> 
     try:
         with reachable():
             store = client(root)
-            held, known = aliases(store), numbers_of(store)
+            held, known = held_by(store), numbers_of(store)
     except DataError as error:
         return [str(error)]
     told = []
@@ -97,7 +97,7 @@ def reconcile(
     with reachable():
         store = client(root)
         restore(root, store, versions)
-        held = aliases(store)
+        held = held_by(store)
         moved = {alias: version for alias, version in wanted(pins, versions).items() if held.get(alias) != version}
         for alias, version in moved.items():
             if version is None:
