@@ -22,6 +22,7 @@ VALUES = {
     "policy": {"width": 16, "layers": 1, "heads": 2},
     "train": {"objective": "imitation_of_successes", "baselines": [], "updates": 8, "batch": 4, "warmup": 2},
 }
+CUSTOMER = "zyzzyva"
 LOG = "data/logs/desk.jsonl"
 
 
@@ -40,7 +41,7 @@ def test_a_customer_is_traced_and_forgotten(tmp_path: Path, monkeypatch: pytest.
     runs = []
     for line in range(1, 61):
         messages = [*REFUND["messages"]]
-        who = "ACME" if line % 10 == 4 else f"customer {line}"
+        who = CUSTOMER if line % 10 == 4 else f"customer {line}"
         messages[1] = {"role": "user", "content": f"Refund order {line} of {who}."}
         runs.append(
             {**REFUND, "id": f"r{line}", "task_id": f"i{line}", "reward": float(line % 3 > 0), "messages": messages}
@@ -69,14 +70,19 @@ def test_a_customer_is_traced_and_forgotten(tmp_path: Path, monkeypatch: pytest.
         assert held[one["id"]].steps[0].observation == said
     assert len(told["trajectories"]["judged"]) > 0, "of split evaluation, asked by off-policy evaluation"
 
-    retroformer(root, "forget", "--where", "text~ACME", "--yes", "--reason", "request 12", "--logs", "--commit")
+    words = ("--yes", "--reason", "request 12", "--logs", "--commit", "--json")
+    done = json.loads(retroformer(root, "forget", "--where", f"text~{CUSTOMER}", *words))
+    assert done["rerun"][1:] == ["dvc repro", "retroformer close"]
+    run(root, "sh", "-c", done["rerun"][0])  # training must not go on from what had learned from it
     gone = forgotten_ids(root / "data/history/tombstones.jsonl")
     assert len(gone) == 6
     run(root, sys.executable, "-m", "dvc", "repro", "--quiet")
     for folder in ("data/rollouts", "data/validated", "data/batches", "data/history/round-0001/validated"):
         assert gone.isdisjoint(one.id for one in read_trajectories(root / folder)), folder
     # What is left is told: the vocabulary of the version that had been made from scratch.
-    found = subprocess.run(["grep", "-rl", "ACME", "data", "mlruns", ".dvc"], cwd=root, capture_output=True, text=True)
+    found = subprocess.run(
+        ["grep", "-rl", CUSTOMER, "data", "mlruns", ".dvc"], cwd=root, capture_output=True, text=True
+    )
     first = r"data/history/round-0001/challenger/|mlruns/artifacts/|\.dvc/cache/"
     assert all(re.match(first, path) for path in found.stdout.split()), found.stdout
     retroformer(root, "close")
