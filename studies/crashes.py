@@ -290,7 +290,8 @@ def registry(root: Path) -> dict[str, Any]:
     """Versions with their tags, aliases, and runs that are not deleted, as MLflow's store has them."""
     queries = {
         "versions": "SELECT version FROM model_versions ORDER BY version",
-        "tags": "SELECT version, key, value FROM model_version_tags ORDER BY version, key",
+        # Without the commit, whose hash holds the time at which the copy was made.
+        "tags": "SELECT version, key, value FROM model_version_tags WHERE key != 'git_commit' ORDER BY version, key",
         "aliases": "SELECT alias, version FROM registered_model_aliases ORDER BY alias",
         "runs": "SELECT name FROM runs WHERE lifecycle_stage = 'active'",
     }
