@@ -35,13 +35,17 @@ DEFAULT = 1320
 """The evaluation share (a fifth) of the default 6,600 episodes."""
 SIZES = {330: 20, 2640: 8, 5280: 4}
 """Other sizes of logs, and how many disjoint ones."""
-TRUTH = {"bot": 16_000, "model": 4_800}
-"""Episodes that each kind of policy plays to know its value."""
+TRUTH = {"bot": 8_000, "model": 4_800}
+"""Episodes that each kind of policy plays to know its value; the first seeds are the same for all."""
 TRAINED = {
     "topr": (("train.updates", 1400),),
     "imitation": (("train.updates", 900), ("train.objective", "imitation"), ("train.curriculum", False)),
     "successes": (("train.updates", 900), ("train.objective", "imitation_of_successes")),
 }
+LOGS = 91
+"""Run seed of the logs. Those of 90 are what the estimator and its interval were chosen on, so not for measuring."""
+TRUTHS = 90
+"""Run seed of the episodes that are played to know the truth."""
 NEAR = 0.8
 """Overlap, the mean of sum_a min(pi, mu) over logged decisions, from which a pair is called near."""
 CONFIDENCE = 0.95
@@ -72,6 +76,8 @@ BY_SIZE = ((BOT, Agent("bot", 0.5)), (BOT, SERVED), (SERVED, Agent("topr", 1.0))
 PAGE, FIGURE = Path("docs/off-policy.md"), Path("docs/off-policy.png")
 BEGIN, END = "<!-- python -m studies off_policy -->", "<!-- until here -->"
 Result = dict[str, Any]
+Probabilities = tuple[tuple[float, ...], ...]
+"""Of every action of every step."""
 
 
 @cache
@@ -83,7 +89,7 @@ def parameters() -> Config:
 @cache
 def folder() -> Path:
     """Where the study's pieces lie."""
-    values = (parameters().tasks, SEEDS, DEFAULT, TRUTH, TRAINED)
+    values = (parameters().tasks, LOGS, SEEDS, DEFAULT, TRUTH, TRAINED)
     return ROOT / f"off-policy-{hashlib.sha256(repr(values).encode()).hexdigest()[:16]}"
 
 
@@ -112,30 +118,26 @@ def player(agent: Agent) -> Player:
     return Player(str(trained(agent.name)), agent.setting)
 
 
-def play(agent: Agent, split: str, count: int) -> Iterator[tuple[Trajectory, tuple[tuple[float, ...], ...]]]:
+def play(agent: Agent, split: str, count: int, run_seed: int) -> Iterator[tuple[Trajectory, Probabilities]]:
     """Episodes of the tasks in turn, with the probability of every action."""
     config = parameters()
     names = config.tasks.train
-    numbers = seeds(split, run_seed=90, round_number=1, count=count)
+    numbers = seeds(split, run_seed=run_seed, round_number=1, count=count)
     plan = [Episode(names[place % len(names)], number, split) for place, number in enumerate(numbers)]
-    conditions = Conditions(90, config.tasks.text, config.tasks.actions, 64, keep_probabilities=True)
+    conditions = Conditions(run_seed, config.tasks.text, config.tasks.actions, 64, keep_probabilities=True)
     with progress(f"{agent.label}, {split}", count, "episodes") as shown:
         for _, played in play_all([(player(agent), plan)], conditions, workers=1):
             yield from ((one.trajectory, one.probabilities) for one in played)
             shown.advance(len(played))
 
 
-def truth(agent: Agent) -> tuple[float, float]:
-    """The policy's success on fresh seeds and its standard error."""
+def truth(agent: Agent) -> np.ndarray:
+    """The policy's return on each of the same fresh seeds."""
     path = folder() / "truth" / f"{agent.name}-{agent.setting:g}.json"
     if not path.is_file():
-        values = [
-            trajectory.total_reward
-            for trajectory, _ in play(agent, "gate", TRUTH["bot" if agent.name == "bot" else "model"])
-        ]
-        write_json(path, {"mean": float(np.mean(values)), "error": float(np.std(values) / math.sqrt(len(values)))})
-    found = read_json(path)
-    return found["mean"], found["error"]
+        count = TRUTH["bot" if agent.name == "bot" else "model"]
+        write_json(path, [trajectory.total_reward for trajectory, _ in play(agent, "gate", count, TRUTHS)])
+    return np.array(read_json(path))
 
 
 @cache
@@ -143,7 +145,7 @@ def pool(behaviour: Agent) -> tuple[list[Trajectory], list[int], np.ndarray]:
     """The behaviour's logs in the order of their seeds, where each trajectory's steps begin, and mu of every action."""
     place = folder() / "logs" / f"{behaviour.name}-{behaviour.setting:g}"
     if not place.is_dir():
-        played = sorted(play(behaviour, "history", SEEDS * DEFAULT), key=lambda one: one[0].task.seed)
+        played = sorted(play(behaviour, "history", SEEDS * DEFAULT, LOGS), key=lambda one: one[0].task.seed)
         rows = [row for _, probabilities in played for row in probabilities]
         mu_sa = np.zeros((len(rows), max(map(len, rows))), dtype=np.float32)
         for to, row in zip(mu_sa, rows, strict=True):
@@ -241,8 +243,10 @@ def summary(behaviour: Agent, target: Agent, size: int, count: int) -> Result:
 
     The truth is played too, so its standard error is added, in quadrature, to each interval's reach.
     """
-    (value, error), (before, before_error) = truth(target), truth(behaviour)
-    true, noise = value - before, 1.96 * math.hypot(error, before_error)
+    value_n, before_n = truth(target), truth(behaviour)
+    common = min(len(value_n), len(before_n))
+    gain_n, value = value_n[:common] - before_n[:common], float(value_n.mean())
+    true, noise = float(gain_n.mean()), 1.96 * float(gain_n.std()) / math.sqrt(common)
     found = estimates(behaviour, target, size, count)
     answered = [one for one in found if one["refused"] is None]
     covered = 0

@@ -42,7 +42,7 @@ def test_an_override_replaces_one_value():
         ("seed", 1.0, r"seed = 1\.0: .*expected a whole number: 1, without a decimal point"),
         ("train.updates", 7.0, r"train\.updates = 7\.0: .*expected a whole number: 7, without a decimal point"),
         ("train.baselines", ["imitation"] * 2, r"train\.baselines has imitation 2 times, expected once"),
-        ("train.baselines", ["imitate"], r"train\.baselines\.0 = 'imitate': .*'imitation' or 'imitation_of_successes'"),
+        ("train.baselines", ["imitate"], r"train\.baselines\.0 = 'imitate': .*'imitation', .* or 'reward_weighted'"),
         ("decide.min_improvement", False, r"decide\.min_improvement = False: .*expected a number"),
         ("tasks.train", ["babyai:P5N2", "babyai:P5N2"], r"tasks\.train has babyai:P5N2 2 times, expected once"),
         ("tasks.held_out", ["babyai:P7N3"] * 3, r"tasks\.held_out has babyai:P7N3 3 times, expected once"),

@@ -124,7 +124,10 @@ class TrainConfig(Section):
         "topr", "truncated", "symmetric", "asymmetric", "reward_weighted", "imitation", "imitation_of_successes"
     ] = Field(description="loss, see objectives/losses.py")
     baseline: Literal["none", "mean", "task", "leave_one_out", "value"] = Field(description="subtracted from returns")
-    baselines: tuple[Literal["imitation", "imitation_of_successes"], ...] = Field(
+    propensities: Literal["recorded", "estimated"] = Field(
+        description="behaviour log-probabilities: as logged, or what the logs lack from an imitation of them"
+    )
+    baselines: tuple[Literal["imitation", "imitation_of_successes", "reward_weighted"], ...] = Field(
         description="objectives trained for comparison where training starts afresh; empty for none"
     )
     updates: int = Field(ge=1, description="gradient updates")

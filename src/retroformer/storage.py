@@ -16,10 +16,10 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -84,28 +84,64 @@ REPORTS = {
 """Each output folder holds one of these, and by it is known as one that may be replaced."""
 
 
-def episode_row(trajectory: Trajectory) -> dict[str, Any]:
+class EpisodeRow(NamedTuple):
+    """A row of ``episodes``."""
+
+    trajectory_id: str
+    environment: str
+    family: str
+    task: str
+    description: str
+    seed: int
+    split: str
+    outcome: str
+    stop_reason: str
+    steps: int
+    total_reward: float
+    policy: str
+    temperature: float
+    attempt: int
+    previous_id: str | None
+    source: str
+    error: str | None
+
+
+StepRow = tuple[str, str, float, Sequence[str] | None, Sequence[int] | None, float | None]
+"""The fields of a `Step` in their order, which is that of ``steps`` after the id and t."""
+
+
+def row_of(trajectory: Trajectory) -> EpisodeRow:
     """The row of ``episodes`` that stands for a trajectory."""
     task = trajectory.task
-    return {
-        "trajectory_id": trajectory.id,
-        "environment": task.environment,
-        "family": task.family,
-        "task": task.name,
-        "description": task.description,
-        "seed": task.seed,
-        "split": task.split,
-        "outcome": trajectory.outcome.value,
-        "stop_reason": trajectory.stop_reason.value,
-        "steps": len(trajectory.steps),
-        "total_reward": trajectory.total_reward,
-        "policy": trajectory.policy,
-        "temperature": trajectory.temperature,
-        "attempt": trajectory.attempt,
-        "previous_id": trajectory.previous_id,
-        "source": trajectory.source,
-        "error": trajectory.error,
-    }
+    return EpisodeRow(
+        trajectory_id=trajectory.id,
+        environment=task.environment,
+        family=task.family,
+        task=task.name,
+        description=task.description,
+        seed=task.seed,
+        split=task.split,
+        outcome=trajectory.outcome.value,
+        stop_reason=trajectory.stop_reason.value,
+        steps=len(trajectory.steps),
+        total_reward=trajectory.total_reward,
+        policy=trajectory.policy,
+        temperature=trajectory.temperature,
+        attempt=trajectory.attempt,
+        previous_id=trajectory.previous_id,
+        source=trajectory.source,
+        error=trajectory.error,
+    )
+
+
+def row_of_step(step: Step) -> StepRow:
+    """The row of ``steps`` that stands for a step, without its id and t."""
+    return step.observation, step.action, step.reward, step.admissible_actions, step.token_ids, step.logprob
+
+
+def episode_row(trajectory: Trajectory) -> dict[str, Any]:
+    """`row_of` by the columns' names."""
+    return row_of(trajectory)._asdict()
 
 
 def step_rows(trajectory: Trajectory) -> list[dict[str, Any]]:
@@ -263,17 +299,25 @@ def write_trajectories(directory: Path, trajectories: Iterable[Trajectory]) -> N
 
 def tables_of(trajectories: Sequence[Trajectory]) -> tuple[pa.Table, pa.Table]:
     """The rows of both tables that stand for the trajectories, in their order."""
-    episodes = [tuple(episode_row(one).values()) for one in trajectories]
-    steps = [
-        (one.id, t, s.observation, s.action, s.reward, s.admissible_actions, s.token_ids, s.logprob)
-        for one in trajectories
-        for t, s in enumerate(one.steps)
-    ]
-    return _table(episodes, EPISODES), _table(steps, STEPS)
+    return tables_of_rows(
+        [row_of(one) for one in trajectories], [[row_of_step(step) for step in one.steps] for one in trajectories]
+    )
 
 
-def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
-    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+def tables_of_rows(episodes: Sequence[EpisodeRow], steps: Sequence[Sequence[StepRow]]) -> tuple[pa.Table, pa.Table]:
+    """Both tables from rows: of each episode its own, and those of its steps."""
+    ids: list[str] = []
+    times: list[int] = []
+    for episode, own in zip(episodes, steps, strict=True):
+        ids += [episode.trajectory_id] * len(own)
+        times += range(len(own))
+    told = zip(*chain.from_iterable(steps), strict=True) if ids else [()] * (len(STEPS) - 2)
+    return _table(zip(*episodes, strict=True) if episodes else [()] * len(EPISODES), EPISODES), _table(
+        (ids, times, *told), STEPS
+    )
+
+
+def _table(columns: Iterable[Sequence[Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(
         [pa.array(c, kind) for c, kind in zip(columns, schema.types, strict=True)], schema=schema
     )

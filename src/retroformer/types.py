@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -110,10 +111,7 @@ class Trajectory:
     @property
     def total_reward(self) -> float:
         """Undiscounted return; infinite or NaN where it is beyond a float's range."""
-        try:
-            return math.fsum(self.rewards)
-        except (OverflowError, ValueError):
-            return sum(self.rewards)
+        return total(self.rewards)
 
     @property
     def learnable(self) -> bool:
@@ -125,6 +123,14 @@ class Trajectory:
             f"Trajectory({self.id} {self.task.id} steps={len(self.steps)} "
             f"{self.outcome.value}/{self.stop_reason.value} return={self.total_reward:g})"
         )
+
+
+def total(rewards: Sequence[float]) -> float:
+    """Their sum, rounded once; infinite or NaN where it is beyond a float's range."""
+    try:
+        return math.fsum(rewards)
+    except (OverflowError, ValueError):
+        return sum(rewards)
 
 
 def trajectory_id(task: Task, policy: str, attempt: int = 0, source: str = "") -> str:

@@ -13,7 +13,7 @@ from retroformer.evaluation.gate import judge_on_logs
 from retroformer.evaluation.off_policy import estimators
 from retroformer.evaluation.off_policy.action_value import Decisions, fitted_q
 from retroformer.evaluation.off_policy.evidence import evidence, refusal
-from retroformer.evaluation.off_policy.improvement import Ratios, counts, improvement, interval, spent
+from retroformer.evaluation.off_policy.improvement import Ratios, counts, freedom, improvement, interval, spent
 
 CONFIG = DecideConfig(min_improvement=0.0, max_regression=0.1, max_swapped=0.6)
 DEFAULT = 1320
@@ -27,11 +27,40 @@ def test_the_interval_is_the_wider_of_bootstrap_and_students_t():
     error = returns.std() / 7**0.5
     assert found.mean == 0.625
     assert found.standard_error == pytest.approx(error)
+    # Deviations: five of .375, three of -.625.
+    squares, fourths = 5 * 0.375**2 + 3 * 0.625**2, 5 * 0.375**4 + 3 * 0.625**4
+    assert freedom(means.influence()) == pytest.approx(min(7, 2 / (fourths / squares**2 - 1 / 8)))
     half = stats.t.ppf(0.95, 7) * error
     draws = means.resampled(counts(8, 2000, 0))
     low, high = np.quantile(draws, [0.05, 0.95])
     assert found.lower == pytest.approx(min(0.625 - half, low), abs=2e-4)
     assert found.upper == pytest.approx(max(0.625 + half, high), abs=2e-4)
+
+
+def test_an_error_that_rests_on_one_trajectory_has_hardly_a_degree_of_freedom():
+    assert freedom(np.array([9.0, *[0.01] * 999])) == pytest.approx(2, abs=0.01)
+    assert freedom(np.array([1.0, -1.0] * 50)) == 99
+    assert freedom(np.zeros(5)) == 4
+
+
+def test_the_answer_has_to_hold_without_the_action_value_too():
+    every = paths()
+    of = [
+        every[place] for place in np.random.default_rng(4).choice(len(every), 200, p=[one.probability for one in every])
+    ]
+    # An action value that explains the logs too well: the answer's own interval is that of an estimate without spread.
+    given = arrays(of, PI, action_values(PI, 1.0))
+    ratios = Ratios(**given)
+    reference = estimators.on_policy(ratios.rewards_nt)
+    plain = estimators.weighted_per_decision(ratios.ratios_nt, ratios.rewards_nt).plus(reference, -1)
+    without = interval(plain, np.arange(200), 0.95, 150)
+    found = improvement([ratios], np.arange(200), 0.95, 150)
+    assert found.lower <= without.lower < without.upper <= found.upper
+    assert found.standard_error < without.standard_error
+    # Where policy and behaviour are one, so are both intervals.
+    same = Ratios(**arrays(of, MU, action_values(MU, 1.0)))
+    narrow = improvement([same], np.arange(200), 0.95, 200)
+    assert narrow.upper - narrow.lower < 1e-3
 
 
 def test_what_rounding_makes_is_no_difference():

@@ -82,6 +82,20 @@ def test_a_missing_log_probability_needs_a_fitted_behaviour(challenger, logged):
     assert "assumed: the behaviour's log-probabilities of 100% of the decisions" in verdict["reason"]
 
 
+def test_the_baselines_stand_beside_the_challenger(challenger, logged):
+    for name in ("imitation_of_successes", "reward_weighted"):
+        shutil.copytree(challenger / "data/challenger", challenger / "data/training/baselines" / name)
+    _, report, _ = on_logs(challenger, logged)
+    found = report["off_policy"]
+    # The same weights as the challenger's, so the same answer.
+    assert list(found["baselines"]) == ["imitation_of_successes", "reward_weighted"]
+    for one in found["baselines"].values():
+        assert one == {"refused": None, "evidence": found["evidence"], "difference": found["difference"]}
+    page = (challenger / "data/decision/report.html").read_text()
+    assert "<h4>Baselines</h4>" in page
+    assert "reward weighted" in page
+
+
 def test_a_champion_that_is_a_checkpoint_is_estimated_on_the_same_logs(challenger, logged):
     shutil.copytree(challenger / "data/challenger", challenger / "data/champion")
     pin(challenger, "data/champion", closed=1)

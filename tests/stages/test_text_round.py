@@ -66,6 +66,31 @@ def test_an_objective_that_needs_log_probabilities_says_so(logged):
         run_train(logged, desk_config(train__objective="topr"))
 
 
+def test_with_estimated_propensities_it_trains_and_says_what_it_assumes(logged, tmp_path):
+    root = copytree(logged, tmp_path / "root")
+    config = desk_config(train__objective="topr", train__propensities="estimated", train__max_kl=1e6, train__updates=8)
+    told = run_train(root, config)
+    report = read_json(root / "data/training/train.json")
+    [assumption] = report["assumptions"]
+    assert assumption == told["assumed"]
+    assert "log-probabilities of 100% of the steps, estimated by an imitation fitted to the same logs" in assumption
+    assert report["diagnostics"]["kl"] is not None
+    # What stood in for the behaviour stays, to be shown beside the challenger and to be asked again.
+    assert report["baselines"]["imitation"]["updates"] == 8
+    assert (root / "data/training/baselines/imitation/config.json").is_file()
+
+
+def test_probabilities_that_are_recorded_are_not_estimated(trained, tmp_path):
+    root = copytree(trained, tmp_path / "root")
+    copytree(root / "data/challenger", root / "data/speaker")
+    pin(root, "data/speaker")
+    config = desk_config(train__propensities="estimated", train__max_kl=1e6, train__min_ess=0.0, train__updates=4)
+    run_to_batches(root, config)
+    run_train(root, config)
+    report = read_json(root / "data/training/train.json")
+    assert (report["assumptions"], report["baselines"]) == ([], {})
+
+
 def test_champion_and_challenger_are_compared_in_text_mode(trained):
     assert run_evaluate(trained, desk_config())["n"] >= 4
     report = read_json(trained / "data/evaluation/evaluation.json")

@@ -74,6 +74,30 @@ def test_what_the_log_does_not_know_is_not_a_number_and_topr_says_what_to_use_in
     Replay(policy(), [WON], discount=1.0, baseline="none").require_behaviour("topr")
 
 
+def test_what_the_log_lacks_is_estimated_by_a_fitted_policy_and_what_it_has_is_kept():
+    long = make_trajectory((0.0,) * 5 + (1.0,), temperature=0.5)
+    long = replace(long, id="long", steps=tuple(replace(step, observation="o1", logprob=None) for step in long.steps))
+    half = replace(WON, id="half", steps=(WON.steps[0], *(replace(step, logprob=None) for step in WON.steps[1:])))
+    made = policy(context=8)
+    replay = Replay(made, [long, LOST, half], discount=1.0, baseline="none")
+    assert len(replay.windows[0]) > 1
+    replay.estimate_behaviour(made)
+    assert replay.estimated == pytest.approx(8 / 11)
+    replay.require_behaviour("topr")
+    assert replay.minibatch([LOST.id], [1.0]).behaviour_logprobs_bt.tolist() == [[-1.0, -1.0]]
+    assert replay.minibatch([half.id], [1.0]).behaviour_logprobs_bt[0, 0] == -1.0
+    for one in (long, half):
+        batch = replay.minibatch([one.id], [1.0])
+        [tree] = batch.trees
+        own_bta = made.score(tree, batch.temperature_b[:, None, None])
+        own_bt = own_bta.gather(-1, batch.chosen_bt[..., None])[..., 0]
+        estimated = batch.behaviour_logprobs_bt != -1.0
+        assert batch.behaviour_logprobs_bt[batch.mask_bt & estimated].tolist() == pytest.approx(
+            own_bt[batch.mask_bt & estimated].tolist(), abs=1e-5
+        )
+        assert int((batch.mask_bt & estimated).sum()) == sum(step.logprob is None for step in one.steps)
+
+
 def test_the_return_that_was_reached_stands_in_the_prompt_where_asked():
     conditioned = policy(condition_on_return=True)
     openings = [conditioned.tokenizer.decode(conditioned.windows(one)[0].tokens[:5]) for one in (WON, LOST)]

@@ -19,7 +19,11 @@ from retroformer.evaluation.figures import Row, bars
 from retroformer.evaluation.intervals import Estimate, stratified_mean
 from retroformer.storage import read_json
 
-IMITATIONS = {"imitation": "imitation of everything", "imitation_of_successes": "imitation of successes"}
+IMITATIONS = {
+    "imitation": "imitation of everything",
+    "imitation_of_successes": "imitation of successes",
+    "reward_weighted": "reward-weighted imitation",
+}
 """Baselines that train makes, as a reader knows them."""
 STANDING = ("random", "champion", *IMITATIONS)
 DECODINGS = ("sampled", "greedy")

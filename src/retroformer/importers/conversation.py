@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +22,8 @@ import orjson
 from retroformer.chat import describe_tools, write_action, write_call, write_result
 from retroformer.importers.outcomes import OutcomeRule, Verdict
 from retroformer.importers.records import Rejected
-from retroformer.types import Outcome, Step, StopReason, Task, Trajectory
+from retroformer.storage import EpisodeRow, StepRow, row_of, row_of_step, trajectory_from_row
+from retroformer.types import Outcome, Step, StopReason, Task, Trajectory, total
 
 MAX_TOKEN_ID = 2**31 - 1
 
@@ -85,13 +86,19 @@ class Run:
 
 
 class Found(NamedTuple):
-    """A trajectory in a record."""
+    """A trajectory in a record, as the rows that it becomes."""
 
     name: str
     """What the log calls it; empty where the log has no name for it."""
     content: str
     """Differs where anything that was logged does."""
-    trajectory: Trajectory
+    episode: EpisodeRow
+    steps: list[StepRow]
+
+
+def found_of(name: str, content: str, trajectory: Trajectory) -> Found:
+    """What is a trajectory already, as rows."""
+    return Found(name, content, row_of(trajectory), [row_of_step(step) for step in trajectory.steps])
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,44 +110,56 @@ class Rules:
     """From a task instance's id to its split."""
 
 
-def trajectory_of(run: Run, source: str, rules: Rules) -> Trajectory:
-    """The run as a trajectory. Raises Rejected with the reason where it is none.
+def found_in(run: Run, source: str, rules: Rules) -> Found:
+    """The run as a trajectory's rows. Raises Rejected with the reason where it is none.
 
     All of the reward is given at the last step, unless the log has rewards of its own for the steps. Behaviour
     log-probabilities are kept as logged; those of a greedy run (temperature 0) are not its behaviour's and left out.
     """
     description, steps = steps_of(run)
-    task = task_of(run.task, run.instance, description, steps[0].observation, rules)
+    task = task_of(run.task, run.instance, description, steps[0][0], rules)
     temperature = 1.0 if run.temperature is None else run.temperature
     if not 0 <= temperature < math.inf:
         raise Rejected("invalid_temperature", f"temperature {temperature}")
     if temperature == 0:
-        steps = [Step(one.observation, one.action, one.reward, None, one.token_ids) for one in steps]
+        steps = [(*step[:-1], None) for step in steps]
 
-    def made(id: str, outcome: Outcome) -> Trajectory:
-        return Trajectory(
-            id=id,
-            task=task,
-            steps=tuple(steps),
-            stop_reason=StopReason.LOG_END,
-            outcome=outcome,
+    def row(id: str, outcome: Outcome) -> EpisodeRow:
+        return EpisodeRow(
+            trajectory_id=id,
+            environment=task.environment,
+            family=task.family,
+            task=task.name,
+            description=task.description,
+            seed=task.seed,
+            split=task.split,
+            outcome=outcome.value,
+            stop_reason=StopReason.LOG_END.value,
+            steps=len(steps),
+            total_reward=total([step[2] for step in steps]),
             policy=run.policy or "log",
             temperature=temperature or 1.0,
             attempt=run.attempt,
+            previous_id=None,
             source=source,
             error=run.error,
         )
 
+    def unjudged() -> Trajectory:
+        return trajectory_from_row(row("", Outcome.UNKNOWN)._asdict(), [Step(*step) for step in steps])
+
     verdict = Verdict(Outcome.ERROR)
     if not run.error:
-        verdict = rules.outcome.judge(run.fields, run.assessments, lambda: made("", Outcome.UNKNOWN))
+        verdict = rules.outcome.judge(run.fields, run.assessments, unjudged)
     logged = [turn.reward for turn in run.turns if turn.reward is not None]
     for reward in logged:
         rules.outcome.check(reward, "the reward of a step")
     if verdict.reward and not logged:
-        last = steps[-1]
-        steps[-1] = Step(last.observation, last.action, verdict.reward, None, last.token_ids, last.logprob)
-    return made(content_id(run, task, steps, verdict.outcome), verdict.outcome)
+        observation, action, _, *rest = steps[-1]
+        steps[-1] = (observation, action, verdict.reward, *rest)
+    made = row("", verdict.outcome)
+    id = content_id(run, made, steps)
+    return Found(run.name, id, EpisodeRow(id, *made[1:]), steps)
 
 
 def task_of(named: str, instance: str, description: str, first: str, rules: Rules) -> Task:
@@ -153,17 +172,18 @@ def task_of(named: str, instance: str, description: str, first: str, rules: Rule
     return Task(environment, environment, name, description, seed, split)
 
 
-def steps_of(run: Run) -> tuple[str, list[Step]]:
+def steps_of(run: Run) -> tuple[str, list[StepRow]]:
     """The task's description and the steps, rewards as the turns have them. Raises Rejected."""
     prompt: list[str] = []
     told: list[str] = []
-    steps: list[Step] = []
+    steps: list[StepRow] = []
     said: list[Turn] = []
     awaited: list[str] = []
     for turn in run.turns:
         role = turn.role
         if role == "agent" and not turn.copied:
-            _check_answered(awaited, len(steps))
+            if awaited:
+                raise _unanswered(awaited, len(steps))
             awaited = [call.id for call in turn.calls]
             said.append(turn)
             continue
@@ -179,7 +199,8 @@ def steps_of(run: Run) -> tuple[str, list[Step]]:
                 raise Rejected("result_without_call", f"no open call has the id {turn.answers!r}")
             told.append(write_result(turn.text))
         elif role == "agent":
-            _check_answered(awaited, len(steps))
+            if awaited:
+                raise _unanswered(awaited, len(steps))
             awaited = [call.id for call in turn.calls]
             told.append(_action(turn))
         elif role == "system" and not steps and not told:
@@ -190,13 +211,13 @@ def steps_of(run: Run) -> tuple[str, list[Step]]:
         steps.append(_step(told, said))
     if not steps:
         raise Rejected("no_agent_step", f"none of the {len(run.turns)} messages is the agent's own")
-    if not steps[0].observation:
-        first, prompt = "\n\n".join(prompt), []
-        steps[0] = replace(steps[0], observation=first)
-    for t, step in enumerate(steps):
-        if not step.observation or step.observation.isspace():
+    if not steps[0][0]:
+        steps[0] = ("\n\n".join(prompt), *steps[0][1:])
+        prompt = []
+    for t, (observation, action, *_) in enumerate(steps):
+        if not observation or observation.isspace():
             raise Rejected("empty_observation", f"nothing was said to the agent before step {t}")
-        if not step.action or step.action.isspace():
+        if not action or action.isspace():
             raise Rejected("empty_action", f"the agent said nothing at step {t}")
     if run.tools:
         prompt.append(_described(orjson.dumps(run.tools)))
@@ -208,24 +229,25 @@ def _described(tools: bytes) -> str:
     return describe_tools(orjson.loads(tools))
 
 
-def _check_answered(awaited: list[str], t: int) -> None:
-    if awaited:
-        raise Rejected("call_without_result", f"call {awaited[0]!r} has no result before step {t}")
+def _unanswered(awaited: list[str], t: int) -> Rejected:
+    return Rejected("call_without_result", f"call {awaited[0]!r} has no result before step {t}")
 
 
-def _step(told: list[str], said: list[Turn]) -> Step:
+def _step(told: list[str], said: list[Turn]) -> StepRow:
     observation = "\n".join(told)
     if len(said) == 1:
         one = said[0]
-        return Step(observation, _action(one), one.reward or 0.0, None, one.token_ids, one.logprob)
+        return observation, _action(one), one.reward or 0.0, None, one.token_ids, one.logprob
     # The tokens of several turns are not known: the ends of the turns between are missing.
     action = "\n".join(_action(Turn("agent", turn.text, turn.calls)) for turn in said)
     if reasoning := "\n".join(turn.reasoning for turn in said if turn.reasoning):
         action = write_action(action, reasoning=reasoning)
-    return Step(observation, action, sum(turn.reward or 0.0 for turn in said))
+    return observation, action, sum(turn.reward or 0.0 for turn in said), None, None, None
 
 
 def _action(turn: Turn) -> str:
+    if not turn.calls and not turn.reasoning:
+        return turn.text
     parts = [write_action(reasoning=turn.reasoning)] if turn.reasoning else []
     if turn.text:
         parts.append(turn.text)
@@ -233,21 +255,23 @@ def _action(turn: Turn) -> str:
     return "\n".join(parts)
 
 
-def content_id(run: Run, task: Task, steps: list[Step], outcome: Outcome) -> str:
+def content_id(run: Run, row: EpisodeRow, steps: list[StepRow]) -> str:
     """16 hex digits that depend on what was logged alone: not on the file, its order, or what is read beside it."""
     parts = [
         run.log_id,
-        f"{run.attempt} {run.segment} {run.temperature!r} {outcome.value} {task.seed}",
-        task.environment,
-        task.name,
-        task.description,
+        f"{run.attempt} {run.segment} {run.temperature!r} {row.outcome} {row.seed}",
+        row.environment,
+        row.task,
+        row.description,
         run.policy,
         run.error or "",
     ]
-    for step in steps:
-        parts += (step.observation, step.action)
-    numbers = [(t, s.reward, s.logprob, s.token_ids) for t, s in enumerate(steps)]
-    parts.append(repr([some for some in numbers if some[1] or some[2] is not None or some[3]]))
+    numbers = []
+    for t, (observation, action, reward, _, token_ids, logprob) in enumerate(steps):
+        parts += (observation, action)
+        if reward or logprob is not None or token_ids:
+            numbers.append((t, reward, logprob, token_ids))
+    parts.append(repr(numbers))
     return _digest(parts).hex()[:16]
 
 

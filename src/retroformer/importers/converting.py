@@ -19,7 +19,7 @@ from retroformer.importers.conversation import Found, Rules
 from retroformer.importers.formats import FORMATS
 from retroformer.importers.records import UNREAD, Open, Record, Rejected, parsed
 from retroformer.importers.redaction import Redactor
-from retroformer.storage import tables_of
+from retroformer.storage import tables_of_rows
 
 CHUNK_BYTES, CHUNK_RECORDS = 4 * 2**20, 2000
 """A chunk ends where it has this much text or this many records; it becomes a row group."""
@@ -66,7 +66,7 @@ class Converted:
     summaries: list[Summary]
     episodes: Any
     steps: Any
-    """Arrow tables as `storage.tables_of` makes them; None where a worker has left them in files."""
+    """Arrow tables as `storage.tables_of_rows` makes them; None where a worker has left them in files."""
     refused: list[tuple[int, Refusal]]
     """By place of the record in the chunk."""
     open: int
@@ -102,8 +102,8 @@ class Job:
                 continue
             found += mine
             summaries += [summary_of(one, place) for one in mine]
-        tables = tables_of([one.trajectory for one in found])
-        return Converted(summaries, *tables, refused, waiting, redactor.found)
+        episodes, steps = tables_of_rows([one.episode for one in found], [one.steps for one in found])
+        return Converted(summaries, episodes, steps, refused, waiting, redactor.found)
 
     def _trajectories(self, record: Record, redactor: Redactor) -> list[Found]:
         try:
@@ -129,21 +129,21 @@ class Job:
 
 def summary_of(found: Found, record: int) -> Summary:
     """The summary of a trajectory of the record at that place."""
-    one = found.trajectory
-    id = hash_of(one.id)
+    name, content, row, steps = found
+    id = hash_of(row.trajectory_id)
     return Summary(
         record,
-        hash_of(found.name) if found.name else 0,
-        id if found.content == one.id else hash_of(found.content),
+        hash_of(name) if name else 0,
+        id if content == row.trajectory_id else hash_of(content),
         id,
-        one.task.family,
-        one.task.name,
-        one.task.split,
-        one.outcome.value,
-        len(one.steps),
-        one.total_reward,
-        None not in [step.logprob for step in one.steps],
-        one.attempt > 0 and not one.previous_id,
+        row.family,
+        row.task,
+        row.split,
+        row.outcome,
+        row.steps,
+        row.total_reward,
+        None not in [step[5] for step in steps],
+        row.attempt > 0 and not row.previous_id,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from retroformer.errors import ConfigError
 from retroformer.importers import atif, mlflow_traces, openai_chat, otlp, parquet, recorded
-from retroformer.importers.conversation import Found, Rules, Run, trajectory_of
+from retroformer.importers.conversation import Found, Rules, Run, found_in
 from retroformer.importers.records import SUFFIXES, Advance, Record, Rejected, json_records
 
 
@@ -27,12 +27,10 @@ def of_runs(runs: Callable[[Any], Iterator[Run]]) -> Callable[[Record, Rules], l
     """A format's trajectories, from the function that finds the runs in a record's value."""
 
     def trajectories(record: Record, rules: Rules) -> list[Found]:
-        found = []
-        for run in runs(record.value):
-            source = f"{record.source}#{run.segment}" if run.segment else record.source
-            trajectory = trajectory_of(run, source, rules)
-            found.append(Found(run.name, trajectory.id, trajectory))
-        return found
+        return [
+            found_in(run, f"{record.source}#{run.segment}" if run.segment else record.source, rules)
+            for run in runs(record.value)
+        ]
 
     return trajectories
 

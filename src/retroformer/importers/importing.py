@@ -27,7 +27,7 @@ import pyarrow as pa
 from retroformer.errors import ContractBroken, DataError
 from retroformer.importers import atif
 from retroformer.importers.attempts import link_attempts
-from retroformer.importers.conversation import Found, Rules
+from retroformer.importers.conversation import Rules, found_of
 from retroformer.importers.converting import Converted, Job, Summary, chunks_of, convert_all, hash_of, summary_of
 from retroformer.importers.formats import format_named
 from retroformer.importers.records import Record, Rejected, files_of
@@ -243,7 +243,7 @@ class Importing:
         for trajectory in stream_trajectories(out):
             if trajectory.id in self.forgotten_ids:
                 continue
-            summary = summary_of(Found("", "", trajectory), 0)
+            summary = summary_of(found_of("", "", trajectory), 0)
             self.ids.add(summary.id)
             self._count(summary)
             writer.add(trajectory)

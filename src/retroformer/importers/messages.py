@@ -29,6 +29,8 @@ ROLES: dict[str, Literal["system", "user", "agent", "result"]] = {
     "tool": "result",
     "function": "result",
 }
+PLAIN = frozenset({"role", "content", "tool_calls", "function_call", "name", "timestamp"})
+"""What is read of every message of the agent's."""
 
 _VALUE = r'(?:"[^"\\\x00-\x1f]*"|0|-?[1-9]\d{0,17}|true|false|null)'
 AS_WRITTEN = re.compile(rf'\{{"[^"\\\x00-\x1f]*": {_VALUE}(?:, "[^"\\\x00-\x1f]*": {_VALUE})*\}}', re.ASCII)
@@ -64,6 +66,8 @@ def turn_of(message: Any, place: int) -> Turn:
     if kind is None:
         raise Rejected("unknown_role", f"message {place} has role {str(role)[:80]!r}")
     turn = Turn("agent", text, calls_of(message, place))
+    if message.keys() <= PLAIN:
+        return turn
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if isinstance(reasoning, str):
         turn.reasoning = reasoning
@@ -108,11 +112,12 @@ def calls_of(message: dict[str, Any], place: int) -> Sequence[LoggedCall]:
     found = []
     for call in listed:
         function = call.get("function", call.get("custom")) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str) or not name:
             raise Rejected("malformed_message", f"a call of message {place} has no name")
         id = call.get("id")
         arguments = function.get("arguments", function.get("input"))
-        found.append(LoggedCall(id if isinstance(id, str) else "", function["name"], arguments_of(arguments)))
+        found.append(LoggedCall(id if isinstance(id, str) else "", name, arguments_of(arguments)))
     return found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retroformer.errors import DataError
-from retroformer.importers.conversation import Found, Rules
+from retroformer.importers.conversation import Found, Rules, found_of
 from retroformer.importers.records import Advance, Record, Rejected
 from retroformer.storage import EPISODES, STEPS, stream_table, trajectory_from_row
 from retroformer.types import Outcome, Step
@@ -77,7 +77,8 @@ def trajectories(record: Record, rules: Rules) -> list[Found]:
     content = hashlib.sha256(repr(replace(trajectory, source="")).encode() + repr(trajectory.steps).encode())
     task = replace(trajectory.task, split=rules.split_of(trajectory.task.id))
     source = f"{record.source} {trajectory.source}".rstrip()
-    return [Found(trajectory.id, content.hexdigest(), replace(trajectory, task=task, source=source))]
+    kept = replace(trajectory, task=task, source=source)
+    return [found_of(trajectory.id, content.hexdigest(), kept)]
 
 
 def _step(row: dict[str, Any]) -> Step:

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from retroformer.importers.conversation import Found, Rules, task_of
+from retroformer.importers.conversation import Found, Rules, found_of, task_of
 from retroformer.importers.messages import tokens_of
 from retroformer.importers.openai_chat import name_of
 from retroformer.importers.outcomes import finite
@@ -200,7 +200,7 @@ def trajectories(record: Record, rules: Rules) -> list[Found]:
     content = hashlib.sha256(repr((trajectory.steps, replace(trajectory, source=""), temperature)).encode())
     for part in (trajectory.task, trajectory.policy, attempt, trajectory.error):
         content.update(repr(part).encode())
-    return [Found(trajectory.id, content.hexdigest(), trajectory)]
+    return [found_of(trajectory.id, content.hexdigest(), trajectory)]
 
 
 def _judged(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
@@ -179,16 +180,22 @@ def on_logs(
     itself = pins.champion.scripted or {one.policy for one in logged} == {pins.champion.version}
     silent = any(step.logprob is None for one in logged for step in one.steps)
     imitation = imitation_of_logs(training, history, pins.round) if silent else None
-    with progress("evaluate on logs", len(logged), "trajectories") as shown:
-        found = evaluate_on_logs(
-            logged,
-            load(challenger),
-            temperature=collect.temperature,
-            confidence=spent(config.confidence, pins.round),
-            behaviour=None if imitation is None else load(imitation),
-            champion=None if itself else load(root / pins.champion.policy),
-        )
+    ask = partial(
+        evaluate_on_logs,
+        logged,
+        temperature=collect.temperature,
+        confidence=spent(config.confidence, pins.round),
+        behaviour=None if imitation is None else load(imitation),
+    )
+    baselines = baselines_on_logs(training, history, pins.round)
+    with progress("evaluate on logs", len(logged) * (1 + len(baselines)), "trajectories") as shown:
+        found = ask(load(challenger), champion=None if itself else load(root / pins.champion.policy))
         shown.advance(len(logged))
+        found["baselines"] = {}
+        for path in baselines:
+            told = ask(load(path))
+            found["baselines"][path.name] = {key: told.get(key) for key in ("refused", "evidence", "difference")}
+            shown.advance(len(logged))
     report = {
         "round": pins.round,
         "confidence": found["confidence"],
@@ -208,9 +215,23 @@ def on_logs(
 
 def imitation_of_logs(training: Path, history: Path, number: int) -> Path | None:
     """The newest imitation of everything that was trained on logs up to round `number`; it saw their split train."""
+    found = (path for path in baselines_trained(training, history, number) if path.name == "imitation")
+    return next(found, None)
+
+
+def baselines_on_logs(training: Path, history: Path, number: int) -> list[Path]:
+    """The newest checkpoint of each baseline, by name."""
+    newest: dict[str, Path] = {}
+    for path in baselines_trained(training, history, number):
+        newest.setdefault(path.name, path)
+    return [newest[name] for name in sorted(newest)]
+
+
+def baselines_trained(training: Path, history: Path, number: int) -> Iterator[Path]:
+    """Checkpoints of the baselines that this round and the closed ones before it trained, from the newest on."""
     closed = [history / f"round-{earlier:04d}" / "training" for earlier in range(number - 1, 0, -1)]
-    found = [folder / "baselines" / "imitation" for folder in (training, *closed)]
-    return next((path for path in found if path.is_dir()), None)
+    for folder in (training, *closed):
+        yield from sorted((folder / "baselines").glob("*/"))
 
 
 def played_at_random(name: str, tasks: TasksConfig) -> bool:

@@ -16,11 +16,13 @@ from retroformer.errors import ConfigError, DataError, EnvironmentFault, Trainin
 from retroformer.pins import Pin, Pins, read_pins, verify
 from retroformer.progress import progress
 from retroformer.storage import (
+    STEPS,
     check_replaceable,
     count_trajectories,
     read_json,
     replacing,
     resume_folder,
+    stream_table,
     stream_trajectories,
     write_json,
 )
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 VALUE_HEAD = "value_head.safetensors"
 BASELINES = "baselines"
 """Below the folder of the training's reports: a checkpoint for each."""
+FITTED = "imitation"
+"""The baseline that stands in for the behaviour where its log-probabilities are estimated."""
 
 
 def train(
@@ -53,6 +57,9 @@ def train(
     Where training starts afresh, the `baselines` are trained as well, from the same start on the same data for as many
     updates: what the challenger has to be compared with. They run in worker processes beside it.
 
+    Where the logs lack behaviour log-probabilities and `propensities` says that these are to be estimated, imitation
+    of everything is trained first and stands in for the behaviour. Whatever rests on that says so.
+
     Returns what the training ended with. Raises DataError where the logs lack what the objective needs,
     TrainingStopped where a threshold was passed before the first checkpoint.
     """
@@ -71,13 +78,22 @@ def train(
     from retroformer.training.beside import Beside
 
     names = config.baselines if start is None else ()
+    estimates = config.propensities == "estimated" and silent(batches)
+    if estimates and FITTED not in names:
+        names = (FITTED, *names)
     work = partial(train_baseline, config, policy, seed, batches, champion)
     # A model of the user's own may be too large to be in memory twice: then one after the other.
     workers = 1 if policy.model else os.cpu_count() or 1
+    if estimates:
+        with Beside(work, [resume / FITTED], 1, config.updates) as first:
+            [fit] = first.results("fit the behaviour")
+        if fit["chosen_update"] is None:
+            raise TrainingStopped(f"the imitation that was to stand in for the behaviour: {fit['stopped']}")
+    fitted = resume / FITTED / "policy" if estimates else None
     with Beside(work, [resume / name for name in names], workers, config.updates) as others:
         found = others.results("train baselines") if policy.model else []
         with progress("lay out", count_trajectories(batches), "trajectories") as shown:
-            trainer = prepare(config, policy, seed, batches, champion, resume, shown.advance)
+            trainer = prepare(config, policy, seed, batches, champion, resume, shown.advance, fitted)
         with progress("train", config.updates, "updates") as shown:
             trainer.run(resume, shown.advance)
         found = found or others.results("train baselines")
@@ -92,6 +108,8 @@ def train(
         "condition_on_return": config.condition_on_return,
         "start": described(start, policy),
         "layout": {name: getattr(trainer.policy.layout, name) for name in ("task", "observation", "action")},
+        "propensities": config.propensities,
+        "assumptions": assumed(replay.estimated),
         "updates": trainer.done,
         "trajectories": len(replay.counts),
         "steps": int(replay.counts.sum()),
@@ -121,7 +139,8 @@ def train(
         trainer.policy.save(folder)
         save_file(trainer.value_head.state_dict(), folder / VALUE_HEAD)
     shutil.rmtree(resume, ignore_errors=True)
-    return {"updates": trainer.done, "chosen_update": trainer.best["update"], **report["diagnostics"]}
+    told = {"assumed": "; ".join(report["assumptions"])} if report["assumptions"] else {}
+    return {"updates": trainer.done, "chosen_update": trainer.best["update"], **report["diagnostics"], **told}
 
 
 def start_of(pins: Pins) -> Pin | None:
@@ -137,8 +156,12 @@ def prepare(
     champion: Path,
     folder: Path,
     laid_out: Callable[[int], None] = lambda count: None,
+    fitted: Path | None = None,
 ) -> Trainer:
-    """The trainer at its start: policy built or loaded, data laid out in `folder`, threads set."""
+    """The trainer at its start: policy built or loaded, data laid out in `folder`, threads set.
+
+    `fitted`: a policy that stands in for the behaviour where the log lacks its log-probabilities.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -185,9 +208,14 @@ def prepare(
     head.to(model.model.device)
     catalogue = read_catalogue(batches / "catalogue.csv")
     trajectories = stream_trajectories(batches)
+    replay = Replay(model, trajectories, config.discount, config.baseline, folder=folder, advance=laid_out)
+    if fitted is not None:
+        behaviour = load(fitted)
+        behaviour.model.to(choice.device)
+        replay.estimate_behaviour(behaviour)
     return Trainer(
         model,
-        Replay(model, trajectories, config.discount, config.baseline, folder=folder, advance=laid_out),
+        replay,
         catalogue,
         config,
         seed=seed * 100 + pins.round,
@@ -196,6 +224,21 @@ def prepare(
         continuing=start is not None,
         choice=choice,
     )
+
+
+def silent(batches: Path) -> bool:
+    """Whether a step was logged without the behaviour's log-probability."""
+    return any(batch.column("logprob").null_count for batch in stream_table(batches / "steps.parquet", STEPS))
+
+
+def assumed(estimated: float) -> list[str]:
+    """What the result rests on and nobody has checked; `estimated`: share of the steps."""
+    if not estimated:
+        return []
+    return [
+        f"the behaviour's log-probabilities of {estimated:.0%} of the steps, estimated by an imitation fitted to the "
+        "same logs, are exact"
+    ]
 
 
 def train_baseline(

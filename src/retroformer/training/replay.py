@@ -26,6 +26,8 @@ from retroformer.training.windows import WindowStore
 from retroformer.types import Outcome, Trajectory
 
 Split = Callable[[list[Window]], list[list[Window]]]
+ESTIMATED_TOKENS = 8192
+"""Tokens of a forward that only estimates probabilities."""
 CHUNK = 1 << 22
 """Steps, padding included, whose returns are computed together."""
 
@@ -112,6 +114,8 @@ class Replay:
         self.longest = int(self.counts.max())
         self.behaviour = torch.from_numpy(np.asarray(behaviour))
         """Of each step, one trajectory after the other; so are `returns`."""
+        self.estimated = 0.0
+        """Share of the steps whose behaviour log-probability is `estimate_behaviour`'s."""
         self.success = torch.from_numpy(np.asarray(success)).bool()
         self.temperature = torch.from_numpy(np.asarray(temperature))
         self.returns = torch.from_numpy(np.asarray(rewards))
@@ -141,8 +145,35 @@ class Replay:
             raise DataError(
                 f"the objective {objective} needs behaviour log-probabilities, which {len(missing)} of "
                 f"{len(self.counts)} trajectories lack (first: {first}); "
-                "use asymmetric or imitation_of_successes"
+                "use asymmetric or imitation_of_successes, or set train.propensities to estimated"
             )
+
+    @torch.inference_mode()
+    def estimate_behaviour(self, fitted: LanguageModelPolicy) -> None:
+        """Where the log lacks the behaviour's log-probability, take that of a policy fitted to the log.
+
+        `fitted` has the tokens and the layout of the policy that is trained, as one has that was made from the same
+        start on the same history. That it is the behaviour is an assumption.
+        """
+        silent = self.behaviour.isnan()
+        self.estimated = float(silent.float().mean())
+        of_step = torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
+        rows = sorted(of_step[silent].unique().tolist(), key=lambda row: self.windows.lengths[row])
+        fitted.model.eval()
+        while rows:
+            # From the longest down, so that what does not fit into memory shows at once.
+            size = max(1, ESTIMATED_TOKENS // max(1, self.windows.lengths[rows[-1]]))
+            some, rows = rows[-size:], rows[:-size]
+            windows = [window for row in some for window in self.windows[row]]
+            owners = torch.tensor([window.trajectory for window in windows])
+            tree = fitted.collate(windows)
+            device, mask_bt = tree.mask_bt.device, tree.mask_bt.cpu()
+            logprobs_bta = fitted.score(tree, self.temperature[owners].to(device)[:, None, None])
+            chosen_bt = logprobs_bta.gather(-1, tree.chosen_bt[..., None])[..., 0].float().cpu()
+            first = torch.tensor([window.first_step for window in windows])
+            places = self._places(owners, first, mask_bt.shape[1])[0][mask_bt]
+            missing = silent[places]
+            self.behaviour[places[missing]] = chosen_bt[mask_bt][missing]
 
     def tokens(self, id: str) -> int:
         """Length of a trajectory in tokens."""

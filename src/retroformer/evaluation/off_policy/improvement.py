@@ -60,9 +60,13 @@ ANSWER = "weighted doubly robust, least variance"
 """What the verdict rests on; see `estimators.least_variance`."""
 
 
+WITHOUT_Q = "weighted per-decision"
+"""What the verdict has to agree with: the same without an action value, and without a share chosen on the logs."""
+
+
 def answer(of: Ratios, reference: Means) -> Means:
     """The estimate that the verdict rests on."""
-    plain, robust = METHODS["weighted per-decision"](of), METHODS["weighted doubly robust"](of)
+    plain, robust = METHODS[WITHOUT_Q](of), METHODS["weighted doubly robust"](of)
     return estimators.least_variance(plain, robust, reference)[0]
 
 
@@ -74,27 +78,51 @@ def reference_of(policies: Sequence[Ratios]) -> Means:
 
 
 def improvement(policies: Sequence[Ratios], instance_n: Integers, confidence: float, ess: float) -> Interval:
-    """The first policy's value minus that of the second, or of the behaviour where there is none, on the same logs."""
+    """The first policy's value minus that of the second, or of the behaviour where there is none, on the same logs.
+
+    The interval also covers that of the weighted per-decision estimate. Near the behaviour the two are one. Far from
+    it the share of Q is fitted to the same few large weights that its standard error is made from, which makes the
+    answer's own interval too narrow.
+    """
     reference = reference_of(policies)
-    return interval(answer(policies[0], reference).plus(reference, -1), instance_n, confidence, ess)
+    own = interval(answer(policies[0], reference).plus(reference, -1), instance_n, confidence, ess)
+    plain_of = METHODS[WITHOUT_Q]
+    other = plain_of(policies[1]) if len(policies) > 1 else reference
+    plain = interval(plain_of(policies[0]).plus(other, -1), instance_n, confidence, ess)
+    return own._replace(lower=min(own.lower, plain.lower), upper=max(own.upper, plain.upper))
 
 
 def interval(estimate: Means, instance_n: Integers, confidence: float, ess: float) -> Interval:
     """Two-sided interval of an estimate or a difference.
 
     The wider, at each end, of the percentile bootstrap over task instances (Efron 1979; all attempts at an instance
-    stay together) and Student's t with the linearised standard error and ESS - 1 degrees of freedom. The former
-    follows the skew that few large weights make, the latter does not end where the largest of them ends.
+    stay together) and Student's t with the linearised standard error and as many degrees of freedom as `freedom` finds,
+    at most ESS - 1. The former follows the skew that few large weights make, the latter does not end where the largest
+    of them ends, and knows on how few trajectories the standard error rests.
     """
     grouped = estimate.grouped(instance_n)
     count = len(grouped.parts_nk)
     influence = grouped.influence()
     error = math.sqrt(float(influence @ influence) / count / max(count - 1, 1))
-    half = float(stdtrit(max(ess - 1, 1.0), (1 + confidence) / 2)) * error + ROUNDING
+    degrees = min(max(ess - 1, 1.0), freedom(influence))
+    half = float(stdtrit(degrees, (1 + confidence) / 2)) * error + ROUNDING
     draws = resampled(grouped)
     low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     mean = estimate.value
     return Interval(mean, error, min(mean - half, float(low)), max(mean + half, float(high)))
+
+
+def freedom(influence_n: Array) -> float:
+    """Degrees of freedom of a variance: 2 over its squared relative error (Satterthwaite 1946), 1 to n - 1.
+
+    The relative variance of a sample variance is about sum x^4 / (sum x^2)^2 - 1 / n. With weights, a few trajectories
+    may carry nearly all of it.
+    """
+    count, square = len(influence_n), float((influence_n**2).sum())
+    if square == 0:
+        return max(count - 1.0, 1.0)
+    relative = float((influence_n**4).sum()) / square**2 - 1 / count
+    return max(1.0, min(count - 1.0, 2 / max(relative, 1e-12)))
 
 
 def spent(confidence: float, number: int) -> float:

@@ -35,6 +35,8 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
         found.append(gauges("Evidence", report["evidence"]))
     if report.get("champion_evidence"):
         found.append(gauges("Evidence on the champion", report["champion_evidence"]))
+    if report.get("baselines"):
+        found.append(beside(report["baselines"]))
     if report["refused"]:
         return found
     reference = "champion" if report["compared_with"] == "champion" else "behaviour, its own returns"
@@ -53,6 +55,18 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
         per_task.append([one["task"], f"{one['n']:,}", f"{one['ess']:.0f}", *words])
     head = ["task", "n", f"worth (at least {MIN_TASK_ESS:.0f})", "improvement", "interval, all at once"]
     return [*found, {"title": "Improvement by task", "head": head, "rows": per_task}]
+
+
+def beside(baselines: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What the same logs say of the baselines, each against the behaviour."""
+    rows = []
+    for name, one in baselines.items():
+        known = one["difference"]
+        worth = f"{one['evidence']['ess']:.0f}" if one["evidence"] else ""
+        words = ["not enough evidence", ""] if known is None else [f"{known['mean']:+.3f}", span(known, True)]
+        rows.append([name.replace("_", " "), worth, *words])
+    head = ["baseline", "worth", "improvement on the behaviour", "interval"]
+    return {"title": "Baselines", "head": head, "rows": rows}
 
 
 def gauges(title: str, found: Mapping[str, Any]) -> Table:
