@@ -39,7 +39,7 @@ serve: setup
 	@exec python flows/serve.py
 
 deploy: setup
-	@prefect work-pool inspect local >/dev/null 2>&1 || prefect work-pool create local --type process
+	@prefect work-pool create local --type process --overwrite
 	@prefect --no-prompt deploy --all
 
 arrived: setup

@@ -84,7 +84,9 @@ def serve(host: str, port: int) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda _number, _frame: stop.set())
-    children = Children(settings(url))
+    environment = settings(url)
+    Path(environment["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    children = Children(environment)
     try:
         children.start("server", "server", "start", "--host", host, "--port", str(port))
         while not stop.is_set() and not children.ended() and not answers(url):
