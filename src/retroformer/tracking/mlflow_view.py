@@ -29,6 +29,7 @@ NAME = "retroformer"
 """Of the experiment and of the registered model."""
 DATABASE = Path("mlruns/mlflow.db")
 ARTIFACTS = Path("mlruns/artifacts")
+DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 REPORTS = (
     "rollouts/collect.json",
     "validated/validate.json",
@@ -66,7 +67,8 @@ def elsewhere() -> str:
 def client(root: Path) -> Any:
     """A client of the store, which is made below `root` if it is not there, or of the one MLFLOW_TRACKING_URI names.
 
-    The registry is in the same store, or where MLFLOW_REGISTRY_URI says.
+    The registry is in the same store, or where MLFLOW_REGISTRY_URI says. A server keeps artifacts where it was told to;
+    of a database they are below `root`.
     """
     # Read when mlflow is imported: no telemetry, no look-ups at a hub, no progress bars among our own.
     for key, value in {
@@ -77,10 +79,11 @@ def client(root: Path) -> Any:
         os.environ.setdefault(key, value)
     url = elsewhere()
     database, artifacts = (root / DATABASE).resolve(), (root / ARTIFACTS).resolve()
-    if not url:
+    served = "://" in url and not url.startswith(DATABASES)
+    if not served:
         artifacts.mkdir(parents=True, exist_ok=True)
-        if database.is_file():
-            follow_move(database, artifacts)
+    if not url and database.is_file():
+        follow_move(database, artifacts)
 
     import mlflow
 
@@ -98,7 +101,7 @@ def client(root: Path) -> Any:
         os.environ.update({} if value is None else {key: value})
     found = mlflow.MlflowClient()
     if found.get_experiment_by_name(NAME) is None:
-        found.create_experiment(NAME, artifact_location=None if url else str(artifacts))
+        found.create_experiment(NAME, artifact_location=None if served else str(artifacts))
     return found
 
 
