@@ -3,7 +3,8 @@
 They wait in ``data/inbox/``. A run of rounds takes them to ``data/logs/`` when a round begins and not before: logs that
 changed under an open round would make its verdict one on other data, and it could not be closed. What is taken is
 versioned by DVC, so that the commit of the round brings it back. A file, or a folder with all that is in it, is taken
-whole, so whoever delivers writes under a hidden name and renames at the end.
+whole, so whoever delivers writes under a hidden name and renames at the end. A log that has grown, delivered again
+under its name, takes the place of what it was.
 """
 
 from __future__ import annotations
@@ -46,15 +47,16 @@ def waiting(format: str, root: Path = Path(".")) -> list[Path]:
 
 
 def take_in(format: str, root: Path = Path(".")) -> list[Path]:
-    """Move what waits to ``data/logs`` and let DVC track what lies there untracked. Returns what was moved.
+    """Move what waits to ``data/logs`` and let DVC track it, and what lies there untracked. Returns what was moved.
 
     Killed anywhere and repeated, it ends in the same state.
     """
     taken = [deliver(path, root / LOGS, move=True) for path in waiting(format, root)]
     listed = git(root, "ls-files", "-z", "--", str(LOGS)).split("\0")
-    tracked = {Path(name).relative_to(LOGS).parts[0].removesuffix(".dvc") for name in listed if name}
-    added = {path.stem for path in (root / LOGS).glob("*.dvc")}
-    untracked = [path for path in logs_in(root / LOGS, format) if path.name not in tracked | added]
+    in_git = {Path(name).relative_to(LOGS).parts[0] for name in listed if name}
+    there = logs_in(root / LOGS, format)
+    fresh = [path for path in there if path in taken or not path.with_name(f"{path.name}.dvc").exists()]
+    untracked = [path for path in fresh if path.name not in in_git]
     if untracked:
         dvc(root, "add", "--quiet", *(str(path.relative_to(root)) for path in untracked))
     return taken
@@ -93,39 +95,62 @@ def holds_logs(path: Path, format: str) -> bool:
 
 
 def deliver(path: Path, folder: Path, *, move: bool = False) -> Path:
-    """Copy or move a file or folder into `folder` so that nobody sees a part of it. Returns where it is.
+    """Copy or move a file or folder into `folder` so that nobody sees a part of a file. Returns where it is.
 
-    Where other content has its name there, a part of its hash goes into the name.
+    What it is a later state of is replaced; where anything else has its name, a part of its hash goes into the name.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    digest, target = content(path), folder / path.name
-    if target.exists() and content(target) != digest:
+    target = folder / path.name
+    if target.exists() and not extends(path, target):
         name, dot, suffixes = path.name.partition(".")
-        target = folder / f"{name}-{digest[:12]}{dot}{suffixes}"
-    if not target.exists():
-        if move:
-            try:
-                os.rename(path, target)
-                return target
-            except OSError as error:
-                if error.errno != errno.EXDEV:  # the inbox may be a mount
-                    raise
-        half = Path(tempfile.mkdtemp(prefix=".", dir=folder))
+        target = folder / f"{name}-{content(path)[:12]}{dot}{suffixes}"
+    if move and not target.exists():
         try:
-            inside = half / path.name
-            if path.is_dir():
-                shutil.copytree(path, inside)
-            else:
-                shutil.copyfile(path, inside)
-            os.rename(inside, target)
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
+            os.rename(path, target)
+            return target
+        except OSError as error:
+            if error.errno != errno.EXDEV:  # the inbox may be a mount
+                raise
+    half = Path(tempfile.mkdtemp(prefix=".", dir=folder))
+    try:
+        copied = half / path.name
+        if path.is_file():
+            shutil.copyfile(path, copied)
+            os.replace(copied, target)
+        else:
+            shutil.copytree(path, copied)
+            for file in files(copied) if target.exists() else ():
+                (target / file.relative_to(copied)).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, target / file.relative_to(copied))
+            if not target.exists():
+                os.rename(copied, target)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
     if move:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
     return target
+
+
+def extends(new: Path, old: Path) -> bool:
+    """Whether a file begins with all of another, or every file of a folder does with the one of its name there."""
+    if new.is_dir() != old.is_dir():
+        return False
+    if new.is_dir():
+        both = ((file, old / file.relative_to(new)) for file in files(new))
+        return all(extends(one, other) for one, other in both if other.exists())
+    with new.open("rb") as mine, old.open("rb") as theirs:
+        while block := theirs.read(1 << 20):
+            if mine.read(len(block)) != block:
+                return False
+    return True
+
+
+def files(folder: Path) -> list[Path]:
+    """All files below a folder."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def content(path: Path) -> str:
