@@ -31,7 +31,8 @@ class Served:
         self.url = f"http://127.0.0.1:{self.port}/api"
         bin = Path(sys.executable).parent
         (root / ".venv").mkdir()
-        (root / ".venv/bin").symlink_to(bin)
+        for name in ("bin", "lib", "pyvenv.cfg"):
+            (root / ".venv" / name).symlink_to(bin.parent / name)
         (root / ".venv/.ready").touch()
         self.environment = {**os.environ, "PATH": os.pathsep.join([str(bin), os.environ["PATH"]])}
         for name in ("PREFECT_HOME", "PREFECT_API_URL", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):

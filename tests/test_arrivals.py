@@ -130,7 +130,7 @@ def test_a_round_commits_its_logs_and_the_next_needs_something_new(project: Path
     assert not arrivals.begun(project)
     assert arrivals.nothing_new(project)
 
-    more = log(project / "data/logs/more.jsonl")
+    log(project / "data/logs/more.jsonl")
     assert not arrivals.nothing_new(project)
     make_round(project / "data", 2)
     assert arrivals.begun(project)

@@ -96,7 +96,7 @@ def closing(root: Path) -> dict[str, Any]:
     verdict = read_json(root / "data/decision/verdict.json")
     if verdict.get("round") == pins.closed_rounds > 0:
         records = record.read_records(root, pins.closed_rounds)
-        if (root / mlflow_view.DATABASE).is_file():
+        if mlflow_view.is_there(root):
             aliases.reconcile(root, pins, records)
         return records[-1]
     earlier = record.read_records(root, pins.closed_rounds)

@@ -10,6 +10,7 @@ import csv
 import logging
 import math
 import os
+import re
 import sqlite3
 import time
 import warnings
@@ -62,6 +63,16 @@ def uri(version: str) -> str:
 def elsewhere() -> str:
     """The store that MLFLOW_TRACKING_URI names, empty for the one below the project."""
     return os.environ.get("MLFLOW_TRACKING_URI", "")
+
+
+def is_there(root: Path) -> bool:
+    """Whether there is a store already; that of another place is taken at its word."""
+    return bool(elsewhere()) or (root / DATABASE).is_file()
+
+
+def place() -> str:
+    """The store's name for people: without the password that a URI may hold."""
+    return re.sub(r"(?<=://)[^/]*@", "", elsewhere()) or str(DATABASE)
 
 
 def client(root: Path) -> Any:

@@ -85,5 +85,9 @@ def places(root: Path) -> list[str]:
         *found,
         f"{'learning curves':<18} dvc plots show",
         f"{'runs and registry':<18} "
-        + (mlflow_view.elsewhere() or f"mlflow ui --backend-store-uri sqlite:///{mlflow_view.DATABASE}"),
+        + (
+            mlflow_view.place()
+            if mlflow_view.elsewhere()
+            else f"mlflow ui --backend-store-uri sqlite:///{mlflow_view.DATABASE}"
+        ),
     ]
