@@ -63,7 +63,7 @@ def test_every_block_of_the_guide(tmp_path: Path) -> None:
         closed = read_pins(served.root / "data/champion.json").closed_rounds
         assert closed == 3
         assert any("closed by the run" in one and "the event" in one for one in told.values())
-        assert any('"name": "retroformer"' in one and '"version": "1"' in one for one in told.values())
+        assert any('"name": "retroformer"' in one and '"version": "3"' in one for one in told.values())
         restored = served.root.parent / "restored"
         assert Path(terminal.folder) == restored
         pins = read_pins(restored / "data/champion.json")
