@@ -20,6 +20,7 @@ import pytest
 
 from browser import PAYLOADS
 from project import HERE, make_project, replace_stages
+from retroformer.config import load_config
 from retroformer.journal import alone
 from retroformer.pins import read_pins
 from retroformer.storage import write_json
@@ -189,6 +190,29 @@ def test_a_run_that_was_killed_gets_its_state_from_the_next(improve: ModuleType,
     assert not (root / ".resume/run.json").exists()
     write_json(root / ".resume/run.json", {"run": "a run", "id": str(uuid4()), "pid": 1, "since": "yesterday"})
     assert improve.improve(0, return_state=True).is_completed(), "one that this server never had"
+
+
+@pytest.mark.parametrize(
+    ("waits", "new", "rounds", "name"),
+    [([], [False], 0, "Nothing new"), ([False], [True], 1, "Completed"), ([True, False], [True, True], 2, "Completed")],
+    ids=["every log was read", "one delivery", "another in the meantime"],
+)
+def test_rounds_of_logs_go_on_while_there_is_something_new(
+    improve: ModuleType, monkeypatch: pytest.MonkeyPatch, waits: list[bool], new: list[bool], rounds: int, name: str
+) -> None:
+    from prefect.states import Completed
+
+    done: list[str] = []
+    imported = load_config(HERE / "params.yaml", {"collect.source": "import"})
+    monkeypatch.setattr(improve, "load_config", lambda: imported)
+    monkeypatch.setattr(improve, "begun", lambda: False)
+    monkeypatch.setattr(improve, "take_in", lambda format: done.append(f"take in {format}"))
+    monkeypatch.setattr(improve, "nothing_new", lambda: not new.pop(0))
+    monkeypatch.setattr(improve, "waiting", lambda format: waits.pop(0))
+    monkeypatch.setattr(improve, "close_until", lambda *_: done.append("a round") or Completed())
+    monkeypatch.setattr(improve, "read_pins", lambda _: read_pins(HERE / "data/champion.json"))
+    assert improve.close_what_is_new(True).name == name
+    assert done == (["take in openai-chat", "a round"] * rounds or ["take in openai-chat"])
 
 
 def test_a_schedule_tells_what_is_wrong_with_the_parameters(improve: ModuleType, root: Path) -> None:
