@@ -26,6 +26,8 @@ def settings(url: str) -> dict[str, str]:
         "PREFECT_HOME": str(Path(".prefect/server").resolve()),
         # Where a server that was killed finds which runs hold a limit's slots, and gives them back.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # Seconds that a write waits for another; on a busy machine the default of 10 loses some.
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "DO_NOT_TRACK": "1",
