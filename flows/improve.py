@@ -241,7 +241,7 @@ def stopped(where: str, state: State[Any]) -> State[Any]:
     after = "The next run goes on with the finished stages; what is said above must be mended first."
     if state.name == "Broken":
         after = "A signal or a lock ended it, three times. The next run goes on with the finished stages."
-    create_markdown_artifact(f"# Stopped\n\n{told}\n\n{after}", key="stopped")
+    create_markdown_artifact(f"# Stopped\n\n{literal(told)}\n\n{after}", key="stopped")
     return Failed(name=state.name, message=told)
 
 

@@ -111,7 +111,7 @@ def deliver(path: Path, folder: Path, *, move: bool = False) -> Path:
         except OSError as error:
             if error.errno != errno.EXDEV:  # the inbox may be a mount
                 raise
-    half = Path(tempfile.mkdtemp(prefix=".", dir=folder))
+    half = Path(tempfile.mkdtemp(prefix=f".{path.name}.writing-", dir=folder))
     try:
         copied = half / path.name
         if path.is_file():
