@@ -5,12 +5,18 @@ VENV := .venv
 EXTRAS := miniwob scienceworld textworld textworld-express
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
+# Where `make serve` listens; another server by its URL alone.
+deploy arrived: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
+deploy arrived: export PREFECT_HOME ?= $(CURDIR)/.prefect
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-extras study bench check
+.PHONY: help setup run serve deploy arrived test test-extras study bench check
 
 help:
 	@echo "make run [ROUNDS=4]  close rounds until ROUNDS are closed, then print the table"
+	@echo "make serve           Prefect's server and a worker, for schedules and events, until Ctrl-C"
+	@echo "make deploy          put the schedules of prefect.yaml on that server; again after a change there"
+	@echo "make arrived LOGS=   copy these logs to the inbox and say so, which starts a round"
 	@echo "make test            all tests but the slow ones"
 	@echo "make test-extras     install the environments that are extras, as far as they can be, and test them"
 	@echo "make study           the slower studies behind the report's claims; can be resumed"
@@ -28,6 +34,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 run: setup
 	@python flows/improve.py --rounds $(ROUNDS)
+
+serve: setup
+	@exec python flows/serve.py
+
+deploy: setup
+	@prefect work-pool create local --type process --overwrite
+	@prefect --no-prompt deploy --all
+
+arrived: setup
+	@python flows/arrived.py $(LOGS)
 
 test: setup
 	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --numprocesses auto --dist loadfile

@@ -20,6 +20,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from retroformer.config import load_config
+from retroformer.errors import DataError
 from retroformer.pins import read_pins, verify
 from retroformer.storage import read_json
 
@@ -49,10 +50,15 @@ def evaluate_champion() -> State[Any]:
     pin = read_pins(improve.PINS).champion
     if pin.scripted:
         return Completed(message=f"{pin.policy} was never evaluated by a round; nothing to compare with")
-    verify(pin)
+    try:
+        verify(pin)
+    except DataError as error:
+        return Failed(message=f"drift: {error}")
     summary = read_json(Path(pin.policy).parent / "evaluation/evaluation.json")["summary"]
     wanted = {"policy": "challenger", "range": "final", "mission": "true", "decoding": "sampled", "family": None}
-    then = next(line for line in summary if wanted.items() <= line.items())
+    then = next((line for line in summary if wanted.items() <= line.items()), None)
+    if then is None:
+        return Completed(message=f"{pin.policy} was judged by logs alone; there is nothing to play again")
     now = play_champion(pin.policy)
     told = f"{pin.policy}: success {now['success']:.3f} (n {now['n']}), at its promotion {then['success']:.3f} "
     told += f"[{then['lower']:.3f}, {then['upper']:.3f}] (n {then['n']})"

@@ -3,6 +3,9 @@
 Each stage is one task run around `dvc repro --single-item STAGE`, so the scheduled path is the path of `dvc repro`.
 Prefect's embedded server starts with the flow; nothing else needs to run. Where PREFECT_API_URL names a server, the
 flow reports there.
+
+Runs share the working tree, whoever starts them: a schedule, an event, a person. A lock on it lets one in, and the
+others end in the state Refused before they touch anything.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+from uuid import UUID
 
 # Before Prefect is imported. Its server needs up to 20 s on a cold machine and gives up sooner by default; without the
 # other settings it fills the terminal when it stops. Its database stays in the project.
@@ -36,12 +40,15 @@ for key, value in {
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.states import Failed
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Completed, Crashed, Failed
 
+from retroformer.arrivals import begun, nothing_new, take_in, waiting
 from retroformer.config import load_config
-from retroformer.errors import RetroformerError
-from retroformer.journal import record_seconds, take_failure
+from retroformer.errors import Busy, RetroformerError
+from retroformer.journal import alone, lock_runs, record_seconds, take_failure
 from retroformer.pins import read_pins
 from retroformer.recovery import leave_with, mend_dvc
 from retroformer.stages import STAGES
@@ -150,24 +157,92 @@ def close_round(commit: bool = False) -> State[Any] | None:
 
 
 @flow(name="improve", flow_run_name="to-round-{rounds}")
-def improve(rounds: int = 4, commit: bool = False) -> State[Any] | None:
+def improve(rounds: int = 4, commit: bool = False) -> State[Any]:
     """Run and close rounds until `rounds` are closed; `commit` commits, tags and pushes each."""
-    while (number := read_pins(PINS).round) <= rounds:
-        for name in STAGES:
-            state = run_stage(name, return_state=True)
-            if not state.is_completed():
-                return Failed(message=f"round {number}, {state.message}")
-        state = close_round(commit, return_state=True)
-        if not state.is_completed():
-            return Failed(message=f"round {number}, {state.message}")
-        publish(number)
-    return None
+    return by_itself(lambda: close_until(rounds, commit))
 
 
 @flow(name="improve-once")
-def improve_once(commit: bool = True) -> State[Any] | None:
-    """One more round than are closed: what the schedule runs."""
-    return improve(read_pins(PINS).round, commit, return_state=True)
+def improve_once(commit: bool = True, announced: str = "") -> State[Any]:
+    """One more round than are closed: what the schedule and an arrival run; `announced` is when the event was sent.
+
+    Rounds of imported logs end where there is nothing new to learn from: there is none where every log was read by a
+    closed round, and another one where logs arrived in the meantime.
+    """
+    return by_itself(lambda: close_what_is_new(commit))
+
+
+def by_itself(work: Callable[[], State[Any]]) -> State[Any]:
+    """Do `work` while no other run is under way in this project; else the state Refused that names the other."""
+    from prefect.runtime import flow_run
+
+    try:
+        with alone(f"{flow_run.flow_name} {flow_run.name}", flow_run.id or "") as left:
+            if left.get("id"):
+                bury(left)
+            return work()
+    except Busy as busy:
+        return Cancelled(name="Refused", message=str(busy))
+    except RetroformerError as error:
+        return stopped("", Failed(message=str(error)))
+
+
+def bury(left: dict[str, Any]) -> None:
+    """Give a run that was killed the state that it could not give itself; the lock it held says that it is gone."""
+    with get_client(sync_client=True) as client:
+        try:
+            run = client.read_flow_run(UUID(left["id"]))
+        except (ObjectNotFound, ValueError):
+            return  # of another server
+        if run.state and not run.state.is_final():
+            message = f"its process, {left['pid']}, was gone when the next run began; that one goes on where it stopped"
+            client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+
+
+def close_until(rounds: int, commit: bool) -> State[Any]:
+    """Run and close rounds; the state that a stage or a closing stopped at, else that of the last verdict."""
+    source, format = load_config().collect.source, load_config().collect.format
+    while (number := read_pins(PINS).round) <= rounds:
+        if source == "import" and not begun():
+            take_in(format)
+        for name in STAGES:
+            state = run_stage(name, return_state=True)
+            if not state.is_completed():
+                return stopped(f"round {number}, ", state)
+        state = close_round(commit, return_state=True)
+        if not state.is_completed():
+            return stopped(f"round {number}, ", state)
+        publish(number)
+    closed = read_records(Path(), read_pins(PINS).closed_rounds)
+    return Completed(
+        message=f"round {closed[-1]['round']}, {verdict_of(closed[-1])}" if closed else "no round was asked"
+    )
+
+
+def close_what_is_new(commit: bool) -> State[Any]:
+    """One round; of imported logs as many as bring new ones."""
+    collect = load_config().collect
+    if collect.source == "play":
+        return close_until(read_pins(PINS).round, commit)
+    state = Completed(name="Nothing new", message="every log was read by a closed round; no round was run")
+    while True:
+        if not begun():
+            take_in(collect.format)
+        if nothing_new():
+            return state
+        state = close_until(read_pins(PINS).round, commit)
+        if not state.is_completed() or not waiting(collect.format):
+            return state
+
+
+def stopped(where: str, state: State[Any]) -> State[Any]:
+    """The state of a run that cannot go on, and an artifact with it."""
+    told = f"{where}{state.message}"
+    after = "The next run goes on with the finished stages; what is said above must be mended first."
+    if state.name == "Broken":
+        after = "A signal or a lock ended it, three times. The next run goes on with the finished stages."
+    create_markdown_artifact(f"# Stopped\n\n{literal(told)}\n\n{after}", key="stopped")
+    return Failed(name=state.name, message=told)
 
 
 def publish(number: int) -> None:
@@ -178,9 +253,15 @@ def publish(number: int) -> None:
     report = (folder_of(number) / "decision/report.html").resolve()
     create_link_artifact(report.as_uri(), link_text=f"Report of round {number}", key="report")
     last = records[-1]
-    title = f"# Round {number}: {last['verdict'].replace('_', ' ')}"
-    text = f"{title}\n\n{literal(last['reason'])}\n\n![success by round]({plot(records)})"
+    since = next((back for back, one in enumerate(reversed(records)) if one["verdict"] == "promote"), len(records))
+    text = f"# Round {number}: {last['verdict'].replace('_', ' ')}\n\n{literal(last['reason'])}\n\n"
+    text += f"Rounds since the last promotion: {since}.\n\n![success by round]({plot(records)})"
     create_markdown_artifact(text, key=f"round-{number}")
+
+
+def verdict_of(record: dict[str, Any]) -> str:
+    """The verdict with its reason."""
+    return f"{record['verdict'].replace('_', ' ')}: {record['reason']}"
 
 
 def literal(text: str) -> str:
@@ -269,6 +350,7 @@ def main() -> int:
         if read_pins(PINS).closed_rounds >= asked.rounds:
             show()
             return 0
+        lock_runs().release()  # where another run is under way, this is told before Prefect's server is started
     except RetroformerError as error:
         print(f"improve: error: {error}", file=sys.stderr)
         return 2

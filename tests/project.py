@@ -83,7 +83,7 @@ def make_round(data: Path, number: int, *, verdict: str = "promote", worse: bool
         (data / name).mkdir()
     for name in ("rollouts", "validated", "batches"):
         write_trajectories(data / name, episodes())
-    write_json(data / "rollouts/collect.json", {"episodes": 9, "success": 0.5})
+    write_json(data / "rollouts/collect.json", {"round": number, "episodes": 9, "success": 0.5})
     write_json(data / "validated/validate.json", {"read": 9, "accepted": 9, "quarantined": 0})
     write_text(data / "validated/quarantine/reasons.csv", "trajectory_id,reason,detail\n")
     write_text(data / "validated/docs/index.html", "<html></html>")

@@ -21,7 +21,7 @@ LAYERS = (
     ("stages",),
     ("tracking",),
     ("rounds", "serving"),
-    ("promotion", "lineage", "reproducing"),
+    ("promotion", "lineage", "reproducing", "arrivals"),
     ("cli",),
     ("__main__",),
 )

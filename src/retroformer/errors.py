@@ -2,6 +2,7 @@
 
 RetroformerError              exit code 2 and one line on the terminal, no traceback
 ├── ConfigError               params.yaml or a flag: what was got, what is allowed
+├── Busy                      another run of rounds is under way in this project
 ├── DataError                 a file: its name, the row or line, got and expected
 │   ├── PinMismatch           a policy's hash is not the one that champion.json pins
 │   └── ContractBroken        too much of what was read had to go to quarantine
@@ -30,6 +31,10 @@ class RetroformerError(Exception):
 
 class ConfigError(RetroformerError):
     """A parameter is misspelt or out of range."""
+
+
+class Busy(RetroformerError):
+    """Another run of rounds is under way in this project."""
 
 
 class DataError(RetroformerError):

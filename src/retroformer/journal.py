@@ -1,4 +1,5 @@
-"""What a run leaves beside the pipeline, in ``.resume/``: the seconds of each stage, and why the last command failed.
+"""What a run leaves beside the pipeline, in ``.resume/``: the seconds of each stage, why the last command failed, and
+who is at work.
 
 A stage has two: its own, the call of its function, and those that passed around it in the flow's task: starting DVC and
 the interpreter, hashing inputs, storing outputs. What a round took beyond both is Prefect's start and the closing.
@@ -10,13 +11,21 @@ same exit code, so the flow reads here whether a retry can help.
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from retroformer.errors import DataError
+import filelock
+
+from retroformer.errors import Busy, DataError
 
 SECONDS = Path(".resume/seconds.json")
 FAILURE = Path(".resume/failure.json")
+LOCK = Path(".resume/run.lock")
+RUN = Path(".resume/run.json")
 
 
 def record_seconds(stage: str, seconds: float, root: Path = Path("."), *, around: bool = False) -> None:
@@ -61,6 +70,42 @@ def take_failure(root: Path = Path(".")) -> dict[str, Any]:
     value = read(root / FAILURE)
     (root / FAILURE).unlink(missing_ok=True)
     return value
+
+
+def lock_runs(root: Path = Path(".")) -> filelock.BaseFileLock:
+    """The lock that one run of rounds at a time holds; the system takes it from a process that is gone.
+
+    Raises Busy, which says who is at work here, where another run is.
+    """
+    (root / LOCK).parent.mkdir(exist_ok=True)
+    lock = filelock.FileLock(root / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        other = read(root / RUN)
+        who = ", ".join(f"{key} {other[key]}" for key in ("run", "pid", "since") if key in other) or "just begun"
+        raise Busy(f"another run of rounds is under way here ({who}); this one did nothing") from None
+    return lock
+
+
+@contextmanager
+def alone(run: str, id: str = "", root: Path = Path(".")) -> Iterator[dict[str, Any]]:
+    """Keep every other run of rounds away from this project while the block lasts.
+
+    `run` and `id`, where it has one, say who this is. Yields the same of an earlier run that ended without a word
+    (killed, a power cut), empty where none did. Raises Busy where another run is under way.
+    """
+    from retroformer.storage import write_json
+
+    lock = lock_runs(root)
+    try:
+        left = read(root / RUN)
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(root / RUN, {"run": run, "id": id, "pid": os.getpid(), "since": since})
+        yield left
+    finally:
+        (root / RUN).unlink(missing_ok=True)
+        lock.release()
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -33,6 +33,7 @@ PINS = Path("data/champion.json")
 ROUNDS = Path("data/rounds.csv")
 MOVED = (PINS, ROUNDS, promotions.JOURNAL, TOMBSTONES)
 """What changes in git when the pins move."""
+LOGS = Path("data/logs")
 CHALLENGER = Path("data/challenger")
 COPIED = (
     "champion.json",
@@ -95,7 +96,7 @@ def closing(root: Path) -> dict[str, Any]:
     verdict = read_json(root / "data/decision/verdict.json")
     if verdict.get("round") == pins.closed_rounds > 0:
         records = record.read_records(root, pins.closed_rounds)
-        if (root / mlflow_view.DATABASE).is_file():
+        if mlflow_view.is_there(root):
             aliases.reconcile(root, pins, records)
         return records[-1]
     earlier = record.read_records(root, pins.closed_rounds)
@@ -140,15 +141,20 @@ def check(root: Path, pins: Pins, verdict: dict[str, Any]) -> None:
             "run `dvc repro` first"
         )
     verify(pins.champion, root)
-    changed = [name for name, changes in json.loads(dvc(root, "status", "--json", *STAGES)).items() if matters(changes)]
+    changed = changed_stages(root, {record.HISTORY})  # a closing that was killed has changed the history
     if changed:
         raise DataError(f"{', '.join(changed)}: something changed since the verdict was reached; run `dvc repro` first")
 
 
-def matters(changes: list[Any]) -> bool:
-    """Whether DVC reports another change than that of the history, which a closing that was killed has made."""
-    history = record.HISTORY.as_posix()
-    return any(isinstance(one, str) or any(set(paths) - {history} for paths in one.values()) for one in changes)
+def changed_stages(root: Path, besides: set[Path]) -> list[str]:
+    """The stages of which DVC reports another change than that of the paths `besides`."""
+    left_out = {path.as_posix() for path in besides}
+    status = json.loads(dvc(root, "status", "--json", *STAGES))
+    return [
+        stage
+        for stage, changes in status.items()
+        if any(isinstance(one, str) or any(set(paths) - left_out for paths in one.values()) for one in changes)
+    ]
 
 
 def append(root: Path, closed: dict[str, Any]) -> None:
@@ -188,7 +194,8 @@ def commit_round(root: Path, number: int) -> None:
     The tag stands on the round as it was run, before the pins moved: `dvc repro` there reproduces the round. Rounds
     that were closed before without a commit are a part of what it started from.
     """
-    ran = ["dvc.lock", "dvc.yaml", "params.yaml"]
+    logs = [path for path in (root / LOGS).rglob("*") if path.suffix == ".dvc" or path.name == ".gitignore"]
+    ran = ["dvc.lock", "dvc.yaml", "params.yaml", *(str(path.relative_to(root)) for path in sorted(logs))]
     crossed = [*map(str, MOVED), *(f"{record.folder_of(earlier)}.dvc" for earlier in range(1, number))]
     if not git(root, "tag", "--list", f"round/{number}").strip():
         with as_started(root, number):

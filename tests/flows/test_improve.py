@@ -13,13 +13,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from uuid import uuid4
 
 import psutil
 import pytest
 
 from browser import PAYLOADS
 from project import HERE, make_project, replace_stages
+from retroformer.config import load_config
+from retroformer.journal import alone
 from retroformer.pins import read_pins
+from retroformer.storage import write_json
 from retroformer.tracking import mlflow_view
 
 FLOW = HERE / "flows/improve.py"
@@ -157,6 +161,66 @@ def test_where_the_rounds_are_closed_nothing_runs(root: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "No round is closed yet" in done.stdout
+
+
+def test_a_second_run_is_refused_and_told_who_is_at_work(improve: ModuleType, root: Path) -> None:
+    with alone("improve quick-fox"):
+        done = subprocess.run([sys.executable, FLOW], capture_output=True, text=True, check=False)
+        state = improve.improve_once(return_state=True)
+    told = f"another run of rounds is under way here (run improve quick-fox, pid {os.getpid()}, since "
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"improve: error: {told}")
+    assert done.stderr.count("\n") == 1, "before Prefect's server was started"
+    assert (state.type.value, state.name) == ("CANCELLED", "Refused")
+    assert state.message.startswith(told)
+    assert not (root / "data/rollouts").exists()
+
+
+def test_a_run_that_was_killed_gets_its_state_from_the_next(improve: ModuleType, root: Path) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.states import Running
+
+    with get_client(sync_client=True) as client:
+        gone = client.create_flow_run(improve.improve_once, state=Running())
+        write_json(root / ".resume/run.json", {"run": "a run", "id": str(gone.id), "pid": 1234, "since": "yesterday"})
+        assert improve.improve(0, return_state=True).is_completed()
+        state = client.read_flow_run(gone.id).state
+    assert state.is_crashed()
+    assert "1234" in state.message
+    assert not (root / ".resume/run.json").exists()
+    write_json(root / ".resume/run.json", {"run": "a run", "id": str(uuid4()), "pid": 1, "since": "yesterday"})
+    assert improve.improve(0, return_state=True).is_completed(), "one that this server never had"
+
+
+@pytest.mark.parametrize(
+    ("waits", "new", "rounds", "name"),
+    [([], [False], 0, "Nothing new"), ([False], [True], 1, "Completed"), ([True, False], [True, True], 2, "Completed")],
+    ids=["every log was read", "one delivery", "another in the meantime"],
+)
+def test_rounds_of_logs_go_on_while_there_is_something_new(
+    improve: ModuleType, monkeypatch: pytest.MonkeyPatch, waits: list[bool], new: list[bool], rounds: int, name: str
+) -> None:
+    from prefect.states import Completed
+
+    done: list[str] = []
+    imported = load_config(HERE / "params.yaml", {"collect.source": "import"})
+    monkeypatch.setattr(improve, "load_config", lambda: imported)
+    monkeypatch.setattr(improve, "begun", lambda: False)
+    monkeypatch.setattr(improve, "take_in", lambda format: done.append(f"take in {format}"))
+    monkeypatch.setattr(improve, "nothing_new", lambda: not new.pop(0))
+    monkeypatch.setattr(improve, "waiting", lambda format: waits.pop(0))
+    monkeypatch.setattr(improve, "close_until", lambda *_: done.append("a round") or Completed())
+    monkeypatch.setattr(improve, "read_pins", lambda _: read_pins(HERE / "data/champion.json"))
+    assert improve.close_what_is_new(True).name == name
+    assert done == (["take in openai-chat", "a round"] * rounds or ["take in openai-chat"])
+
+
+def test_a_schedule_tells_what_is_wrong_with_the_parameters(improve: ModuleType, root: Path) -> None:
+    params = root / "params.yaml"
+    params.write_text(params.read_text().replace("seed: 0", "seed: x"))
+    state = improve.improve_once(return_state=True)
+    assert state.is_failed()
+    assert state.message.startswith("params.yaml: seed = 'x'")
 
 
 def test_an_interrupt_ends_the_stage_and_leaves_130(root: Path) -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sqlite3
 import sys
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
@@ -169,6 +172,24 @@ def test_a_moved_project_finds_its_models(registered: Path, tmp_path: Path) -> N
         assert publish(moved) == "1"
     finally:
         hidden.rename(registered)
+
+
+def test_another_store_by_its_uri_alone(
+    finished_round: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.db"
+    shutil.copy(finished_round / "mlruns/mlflow.db", other)
+    with closing(sqlite3.connect(other)) as store, store:
+        store.execute("DELETE FROM experiments WHERE name = ?", (mlflow_view.NAME,))
+    own = (project / "mlruns/mlflow.db").read_bytes()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
+    assert publish(project) == "1"
+    assert [one.version for one in mlflow_view.versions(mlflow_view.client(project))] == ["1"]
+    assert (project / "mlruns/mlflow.db").read_bytes() == own
+    assert list((project / "mlruns/artifacts").iterdir())
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert mlflow_view.versions(mlflow_view.client(project)) == []
+    assert "MLFLOW_TRACKING_URI" not in os.environ, "a process that is started may stand in another project"
 
 
 def test_the_behaviour_counts_only_tasks_that_ended(finished_round: Path) -> None:

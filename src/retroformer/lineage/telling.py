@@ -100,7 +100,7 @@ def commit_of(root: Path, version: Version) -> dict[str, Any]:
         told["in_git_since"] = first[-1] if first else None
     except DataError:
         pass  # no git, or no commit yet
-    if told["tag"] is None and (root / mlflow_view.DATABASE).is_file():
+    if told["tag"] is None and mlflow_view.is_there(root):
         for one in mlflow_view.versions(mlflow_view.client(root)):
             same = (one.tags.get("round"), one.tags.get("challenger_hash")) == (str(version.round), version.hash)
             if same and "git_commit" in one.tags:

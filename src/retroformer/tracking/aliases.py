@@ -14,7 +14,7 @@ from typing import Any
 
 from retroformer.errors import DataError
 from retroformer.pins import Pins
-from retroformer.tracking.mlflow_view import DATABASE, NAME, client, drop_broken, log_policy, numbers_of
+from retroformer.tracking.mlflow_view import NAME, client, drop_broken, is_there, log_policy, numbers_of, place
 from retroformer.tracking.promotions import Promotion, read, standing
 from retroformer.tracking.record import FIGURES
 from retroformer.tracking.versions import Version, version_of, versions_of
@@ -34,7 +34,7 @@ def reachable() -> Iterator[None]:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         if "locked" in said:
             said = "database is locked by another program; try again when that is done"
-        raise DataError(f"the registry, {DATABASE}, did not answer: {said}") from error
+        raise DataError(f"the registry, {place()}, did not answer: {said}") from error
 
 
 def wanted(pins: Pins, versions: Sequence[Version]) -> dict[str, str | None]:
@@ -60,8 +60,8 @@ def disagreements(root: Path, pins: Pins, records: Sequence[dict[str, Any]]) -> 
     versions = versions_of(records)
     if not versions:
         return []
-    if not (root / DATABASE).is_file():
-        return [f"the registry, {DATABASE}, is not here; {REPAIR}"]
+    if not is_there(root):
+        return [f"the registry, {place()}, is not here; {REPAIR}"]
     try:
         with reachable():
             store = client(root)
@@ -132,7 +132,7 @@ def restore(root: Path, store: Any, versions: Sequence[Version]) -> None:
         if found != version.number:
             raise DataError(
                 f"{version.folder}/round.json says version {version.number}, the registry has it as {found}: "
-                f"{DATABASE} is not this history's; move it away, and {REPAIR}"
+                f"{place()} is not this history's; move it away, and {REPAIR}"
             )
 
 

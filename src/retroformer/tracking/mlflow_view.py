@@ -1,7 +1,7 @@
 """MLflow as a view of the files: each closed round is a run, each challenger a version of the registered model.
 
 Everything here is read from files and can be made again from them; no stage needs it. The store is SQLite under
-``mlruns/``, no server runs.
+``mlruns/`` and no server runs, unless MLFLOW_TRACKING_URI names another store.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import csv
 import logging
 import math
 import os
+import re
 import sqlite3
 import time
 import warnings
@@ -29,6 +30,7 @@ NAME = "retroformer"
 """Of the experiment and of the registered model."""
 DATABASE = Path("mlruns/mlflow.db")
 ARTIFACTS = Path("mlruns/artifacts")
+DATABASES = ("sqlite:", "postgresql", "mysql", "mssql")
 REPORTS = (
     "rollouts/collect.json",
     "validated/validate.json",
@@ -58,8 +60,27 @@ def uri(version: str) -> str:
     return f"models:/{NAME}/{version}"
 
 
+def elsewhere() -> str:
+    """The store that MLFLOW_TRACKING_URI names, empty for the one below the project."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "")
+
+
+def is_there(root: Path) -> bool:
+    """Whether there is a store already; that of another place is taken at its word."""
+    return bool(elsewhere()) or (root / DATABASE).is_file()
+
+
+def place() -> str:
+    """The store's name for people: without the password that a URI may hold."""
+    return re.sub(r"(?<=://)[^/]*@", "", elsewhere()) or str(DATABASE)
+
+
 def client(root: Path) -> Any:
-    """A client of the store below `root`, which is made if it is not there."""
+    """A client of the store, which is made below `root` if it is not there, or of the one MLFLOW_TRACKING_URI names.
+
+    The registry is in the same store, or where MLFLOW_REGISTRY_URI says. A server keeps artifacts where it was told to;
+    of a database they are below `root`.
+    """
     # Read when mlflow is imported: no telemetry, no look-ups at a hub, no progress bars among our own.
     for key, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -67,9 +88,12 @@ def client(root: Path) -> Any:
         "GIT_PYTHON_REFRESH": "quiet",
     }.items():
         os.environ.setdefault(key, value)
+    url = elsewhere()
     database, artifacts = (root / DATABASE).resolve(), (root / ARTIFACTS).resolve()
-    artifacts.mkdir(parents=True, exist_ok=True)
-    if database.is_file():
+    served = "://" in url and not url.startswith(DATABASES)
+    if not served:
+        artifacts.mkdir(parents=True, exist_ok=True)
+    if not url and database.is_file():
         follow_move(database, artifacts)
 
     import mlflow
@@ -77,13 +101,18 @@ def client(root: Path) -> Any:
     for name in ("mlflow", "alembic"):  # their news about tables and versions is not the user's
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints what it also raises
-    if not database.is_file():
+    if not url and not database.is_file():
         make_store(database)
-    mlflow.set_tracking_uri(f"sqlite:///{database}")
-    mlflow.set_registry_uri(f"sqlite:///{database}")
+    # MLflow puts what it is told into the environment, for processes that it starts; they may stand in other projects.
+    asked = {key: os.environ.get(key) for key in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    mlflow.set_tracking_uri(url or f"sqlite:///{database}")
+    mlflow.set_registry_uri(asked["MLFLOW_REGISTRY_URI"] or url or f"sqlite:///{database}")
+    for key, value in asked.items():
+        os.environ.pop(key, None)
+        os.environ.update({} if value is None else {key: value})
     found = mlflow.MlflowClient()
     if found.get_experiment_by_name(NAME) is None:
-        found.create_experiment(NAME, artifact_location=str(artifacts))
+        found.create_experiment(NAME, artifact_location=None if served else str(artifacts))
     return found
 
 

@@ -84,5 +84,10 @@ def places(root: Path) -> list[str]:
     return [
         *found,
         f"{'learning curves':<18} dvc plots show",
-        f"{'runs and registry':<18} mlflow ui --backend-store-uri sqlite:///{mlflow_view.DATABASE}",
+        f"{'runs and registry':<18} "
+        + (
+            mlflow_view.place()
+            if mlflow_view.elsewhere()
+            else f"mlflow ui --backend-store-uri sqlite:///{mlflow_view.DATABASE}"
+        ),
     ]
