@@ -156,15 +156,19 @@ def leave_with(sentinel: int) -> None:
 def as_if_nothing_ran_here() -> Iterator[None]:
     """A process started in this block imports no main module, which it does not need, and may be started by daemons.
 
-    multiprocessing runs the main module again in a child, also a script without a guard; and it lets no daemon have
-    children, as they would outlive it: these do not.
+    multiprocessing runs the main module again in a child, also a script without a guard; it tells it the start method
+    of its parent, which is loky's own in joblib's workers; and it lets no daemon have children, as they would outlive
+    it: these do not.
     """
+    method = multiprocessing.get_start_method(allow_none=True)
     main, settings = sys.modules["__main__"], multiprocessing.process.current_process()._config  # pyright: ignore
     daemon = settings.pop("daemon", None)
+    multiprocessing.set_start_method("forkserver", force=True)
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
+        multiprocessing.set_start_method(method, force=True)
         sys.modules["__main__"] = main
         if daemon is not None:
             settings["daemon"] = daemon
