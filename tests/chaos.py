@@ -7,8 +7,10 @@ seed, step and action, each on SHARE of the steps where `tasks.text` is plain, a
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -82,16 +84,21 @@ class One:
     """Breaks in the way that its task names, at the step that the seed names; other seeds are sound."""
 
     family = "one"
+    # fmt: off
     tasks = (
-        "sound exit exit_in_reset hang hang_in_close hang_in_make hang_in_reset kill leak leaves letters lies none quits "
-        "segfault some_seeds thread twice unlike"
-    ).split()
+        "sound", "exit", "exit_in_reset", "hang", "hang_in_close", "hang_in_make", "hang_in_reset", "kill", "leak",
+        "leaves", "letters", "lies", "none", "quits", "segfault", "some_seeds", "thread", "twice", "unlike", "worker",
+        "port",
+    )
+    # fmt: on
 
     def __init__(self, task: str):
         self.task = task
         self.held: list[bytearray] = []
         if task == "hang_in_make":
             time.sleep(3600)
+        if task == "port":
+            self.server = socket.create_server(("127.0.0.1", int(os.environ["CHAOS_PORT"])))
 
     def reset(self, *, seed: int, options: dict[str, Any] | None = None):
         self.seed, self.t = seed, 0
@@ -112,7 +119,7 @@ class One:
         if self.task == "leak":
             self.held.append(bytearray(b"x" * (4 << 20)))
         if self.seed % 3 == 1 and self.t == 2:
-            if self.task in ("hang", "segfault", "exit", "kill", "leaves", "quits", "lies"):
+            if self.task in ("hang", "segfault", "exit", "kill", "leaves", "quits", "lies", "worker"):
                 getattr(self, self.task)()
             wrong = {"twice": ("left", "left"), "none": (), "letters": "left"}
             info["admissible_actions"] = wrong.get(self.task, ACTIONS)
@@ -123,6 +130,9 @@ class One:
         if self.t == 4:
             return self.see(), 1.0, True, False, {"success": True}
         return self.see(), 0.0, False, False, info
+
+    def expert_action(self):
+        return "right"
 
     def hang(self):
         time.sleep(3600)
@@ -138,6 +148,14 @@ class One:
 
     def kill(self):
         os.kill(os.getpid(), signal.SIGKILL)
+
+    def worker(self):
+        """Ends the process that it serves, the first time."""
+        mark = os.environ["LEAVES"]
+        if not os.path.exists(mark):
+            open(mark, "w").close()
+            os.kill(multiprocessing.parent_process().pid, signal.SIGKILL)
+            time.sleep(3600)
 
     def lies(self):
         raise ValueError("that cannot be done")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
 
 import psutil
@@ -55,8 +56,8 @@ def alike(one, other):
 @pytest.mark.parametrize(
     ("task", "message", "replaced"),
     [
-        ("hang", r"Hung: no answer within collect\.max_step_seconds = 2, in hang at chaos\.py:\d+ \(at step 1, .*", "Hung"),
-        ("segfault", r"Died: its process was ended by SIGSEGV, in string_at at __init__.py:\d+ \(at step 1, .*", "Died"),
+        ("hang", r"Hung: no answer within collect\.max_step_seconds = 2, in hang at chaos\.py:\d+ \(at st.*", "Hung"),
+        ("segfault", r"Died: its process was ended by SIGSEGV, in string_at at __init__\.py:\d+ \(at st.*", "Died"),
         ("exit", r"Died: its process exited with code 3 \(at step 1, .*\)", "Died"),
         ("kill", r"Died: its process was ended by SIGKILL \(at step 1, .*\)", "Died"),
         ("quits", r"SystemExit: enough \(at step 1, the admissible action '\w+'\)", None),
@@ -94,6 +95,15 @@ def test_one_that_cannot_be_restored_says_so():
     for seed in (0, 2):
         assert found[seed].outcome is Outcome.ERROR
         assert "Unrestorable: its process was replaced, and then it went another way at its start" in found[seed].error
+
+
+def test_a_port_that_is_taken_is_told(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("CHAOS_PORT", str(server.getsockname()[1]))
+        found, _ = run("port", count=3)
+    assert {one.outcome for one in found.values()} == {Outcome.ERROR}
+    for one in found.values():
+        assert "Address already in use" in one.error
 
 
 def test_a_process_that_leaks_is_replaced_and_nobody_notices(monkeypatch, sound):

@@ -69,7 +69,7 @@ def dask(address: str, count: int) -> Iterator[None]:
         with client:
             yield
     else:
-        with LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None) as local, Client(local):
+        with LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0") as local, Client(local):
             yield
 
 

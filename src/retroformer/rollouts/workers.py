@@ -72,7 +72,7 @@ def play_shard(number: int, work: Work, conditions: Conditions, parent: int = 0)
                 first = again[one.episode]
                 played[first] = following(played[first], one) if first in played else one
             again = {
-                replace(one.episode, attempt=one.episode.attempt + 1): first
+                replace(first, attempt=one.trajectory.attempt + 1): first
                 for first, one in played.items()
                 if may_pass(one.trajectory)
             }
