@@ -74,7 +74,7 @@ class CollectConfig(Section):
     environments: int = Field(ge=1, le=4096, description="episodes that advance together in a worker")
     workers: int = Field(ge=0, le=1024, description="worker processes; 0 means one a core")
     cluster: str = Field(
-        description="where workers run: empty for this machine, or dask, dask://HOST:PORT, ray, ray://HOST:PORT"
+        description="where workers run: empty for this machine, dask for an engine here, dask://HOST:PORT"
     )
     max_seconds: float = Field(gt=0, description="seconds an episode may take, acting included; beyond it is truncated")
     max_step_seconds: float = Field(gt=0, description="seconds of a reset or step; beyond it the environment is ended")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from retroformer.config import PolicyConfig
-from retroformer.errors import EnvironmentFault
+from retroformer.errors import ConfigError, EnvironmentFault
 from retroformer.policies.checkpoints import build
 from retroformer.rollouts import workers as module
 from retroformer.rollouts.episodes import Conditions, Episode
@@ -117,3 +117,11 @@ def test_a_worker_that_dies_is_replaced_and_its_shard_played_again(tmp_path, mon
     assert (tmp_path / "once").exists()
     assert survived == played(work, 1)
     assert {one.trajectory.outcome for _, some in survived for one in some} == {Outcome.SUCCESS}
+
+
+@pytest.mark.parametrize("cluster", ["dusk", "dask://", "ray"])
+def test_a_cluster_that_is_not_known_is_told(cluster):
+    with pytest.raises(
+        ConfigError, match=rf"collect\.cluster is '{cluster}', allowed: empty, dask or dask://HOST:PORT"
+    ):
+        played([(BOT, EPISODES)], 2, cluster=cluster)

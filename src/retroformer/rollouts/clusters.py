@@ -1,8 +1,8 @@
 """Where workers run: joblib's processes on this machine, or an engine that spreads work over many.
 
-``dask`` and ``ray`` start their engine on this machine; ``dask://HOST:PORT`` is a running scheduler, ``ray://HOST:PORT``
-or ``ray://auto`` a running cluster. What workers need besides the shard lies where they run: this package and the
-environments' installed, and the policy's folder under the same path (a shared file system).
+``dask`` starts one on this machine, ``dask://HOST:PORT`` is a running scheduler. Shards come back by the engine's own
+ways and are written here. What workers need besides lies where they run: this package and the environments' installed,
+and the policy's folder under the same path (a shared file system), unless the policy is a scripted agent.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from retroformer.errors import ConfigError
-
-EXTRAS = {"dask": "distributed", "ray": "ray"}
 
 
 def spread(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], count: int, cluster: str) -> Iterator[Any]:
@@ -39,21 +37,16 @@ def connected(cluster: str, count: int) -> Iterator[None]:
     """joblib's work goes to the cluster in this block. Raises ConfigError where it is not known or not there."""
     from joblib import parallel_config
 
-    engine, _, address = cluster.partition("://")
-    if engine not in EXTRAS:
-        raise ConfigError(
-            f"collect.cluster is {cluster!r}, allowed: empty, {', '.join(EXTRAS)}, or one with ://ADDRESS"
-        )
+    engine, colon, address = cluster.partition("://")
+    if engine != "dask" or bool(colon) != bool(address):
+        raise ConfigError(f"collect.cluster is {cluster!r}, allowed: empty, dask or dask://HOST:PORT")
     try:
-        start = {"dask": dask, "ray": ray}[engine]
-        with start(address, count), parallel_config(engine):
+        with dask(address, count), parallel_config(engine):
             yield
     except ModuleNotFoundError as error:
-        if error.name not in ("dask", "distributed", "ray"):
+        if error.name not in ("dask", "distributed"):
             raise
-        raise ConfigError(
-            f"collect.cluster is {cluster!r}, which needs {EXTRAS[engine]}: pip install 'retroformer[{engine}]'"
-        ) from None
+        raise ConfigError(f"collect.cluster is {cluster!r}, which needs: pip install 'retroformer[dask]'") from None
 
 
 @contextmanager
@@ -71,21 +64,3 @@ def dask(address: str, count: int) -> Iterator[None]:
     else:
         with LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=":0") as local, Client(local):
             yield
-
-
-@contextmanager
-def ray(address: str, count: int) -> Iterator[None]:
-    """A connection to the cluster at `address`, or `count` processes here."""
-    import ray  # pyright: ignore[reportMissingImports]
-    from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]
-
-    where = {"address": "auto" if address == "auto" else f"ray://{address}"} if address else {"num_cpus": count}
-    try:
-        ray.init(**where, log_to_driver=False, include_dashboard=None if address else False)
-    except (ConnectionError, RuntimeError) as error:
-        raise ConfigError(f"collect.cluster: no Ray cluster answers at {address}: {error}") from None
-    try:
-        register_ray()
-        yield
-    finally:
-        ray.shutdown()
