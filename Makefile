@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ROUNDS ?= 4
 VENV := .venv
-EXTRAS := miniwob scienceworld textworld textworld-express
+EXTRAS := dask miniwob scienceworld textworld textworld-express
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 # Where `make serve` listens; another server by its URL alone.
@@ -18,7 +18,7 @@ help:
 	@echo "make deploy          put the schedules of prefect.yaml on that server; again after a change there"
 	@echo "make arrived LOGS=   copy these logs to the inbox and say so, which starts a round"
 	@echo "make test            all tests but the slow ones"
-	@echo "make test-extras     install the environments that are extras, as far as they can be, and test them"
+	@echo "make test-extras     install the extras (environments, Dask), as far as they can be, and test them"
 	@echo "make study           the slower studies behind the report's claims; can be resumed"
 	@echo "make bench           every benchmark in full and its page in docs/benchmarks; an hour on an idle machine"
 	@echo "make check           ruff, pyright, layers, wiring"
@@ -54,7 +54,7 @@ test-extras: setup
 		python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$$extra]" \
 			|| echo "$$extra could not be installed, its tests are skipped"; \
 	done
-	OMP_NUM_THREADS=1 python -m pytest tests/environments/extras
+	OMP_NUM_THREADS=1 python -m pytest tests/environments/extras tests/rollouts/extras
 
 study: setup
 	python -m studies

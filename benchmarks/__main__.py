@@ -21,6 +21,7 @@ BENCHMARKS = {
     "act": "choosing actions in 8 environments against lamorel's cached scoring and full rescoring",
     "serve": "an agent that records itself in an application against the bare model's forward",
     "imports": "importing chat logs against a plain json.loads loop over the same file",
+    "rollouts": "collecting on two workers against one process and the bare environments; memory over 10,000 episodes",
     "limit": "training as a share of this machine's matrix products; the output layer at a large vocabulary",
     "end-to-end": "what the wall time of a real round is spent on; how time and memory grow with the history",
 }

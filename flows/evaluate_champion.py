@@ -29,15 +29,13 @@ from retroformer.storage import read_json
 def play_champion(policy: str) -> dict[str, Any]:
     """Success of the champion on the seeds of the final figure, sampled, with its interval."""
     from retroformer.progress import progress
-    from retroformer.rollouts.engine import Conditions
+    from retroformer.rollouts.episodes import Conditions
     from retroformer.rollouts.workers import Player
     from retroformer.stages.evaluate import Part, play_parts, summarise
 
     config = load_config()
     tasks, collect = config.tasks, config.collect
-    conditions = Conditions(
-        config.seed, tasks.text, tasks.actions, collect.environments, collect.max_seconds, collect.max_new_tokens
-    )
+    conditions = Conditions.of(collect, tasks, config.seed)
     part = Part("champion", Player(policy, collect.temperature), "final", "true", tasks.train, 0, config.evaluate.final)
     with progress("drift", part.count, "episodes") as shown:
         rows = play_parts([part], conditions, collect, config.seed, 1, shown)

@@ -73,7 +73,12 @@ class CollectConfig(Section):
     checkpoint_share: Share = Field(description="share of the episodes kept for checkpoint choice, never trained on")
     environments: int = Field(ge=1, le=4096, description="episodes that advance together in a worker")
     workers: int = Field(ge=0, le=1024, description="worker processes; 0 means one a core")
-    max_seconds: float = Field(gt=0, description="wall time an episode may take, in seconds; beyond it is truncated")
+    cluster: str = Field(
+        description="where workers run: empty for this machine, dask for an engine here, dask://HOST:PORT"
+    )
+    max_seconds: float = Field(gt=0, description="seconds an episode may take, acting included; beyond it is truncated")
+    max_step_seconds: float = Field(gt=0, description="seconds of a reset or step; beyond it the environment is ended")
+    retries: int = Field(ge=0, le=10, description="times that an episode which ended in error is tried again")
     max_new_tokens: int = Field(ge=1, le=1 << 20, description="most tokens of an action that the policy writes itself")
     max_errors: Share = Field(description="share of episodes (records of logs) that may fail before the stage stops")
 

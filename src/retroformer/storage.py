@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain, groupby, islice
@@ -282,19 +282,45 @@ def read_json(path: Path) -> Any:
 
 def write_tables(directory: Path, episodes: Iterable[dict[str, Any]], steps: Iterable[dict[str, Any]]) -> None:
     """Write rows as ``episodes.parquet`` and ``steps.parquet`` into an existing folder."""
-    directory = Path(directory)
-    for name, rows, schema in (("episodes", iter(episodes), EPISODES), ("steps", iter(steps), STEPS)):
+    tables = []
+    for rows, schema in ((iter(episodes), EPISODES), (iter(steps), STEPS)):
         # Some at a time: a row as a dictionary takes many times what it takes in a table.
         parts = [pa.Table.from_pylist([], schema)]
         while some := list(islice(rows, ROWS)):
             parts.append(pa.Table.from_pylist(some, schema))
-        pq.write_table(pa.concat_tables(parts).combine_chunks(), directory / f"{name}.parquet")
+        tables.append(pa.concat_tables(parts))
+    write_parquet(directory, *tables)
 
 
 def write_trajectories(directory: Path, trajectories: Iterable[Trajectory]) -> None:
     """Write the two tables into an existing folder, sorted by id, so that order of arrival does not show."""
     ordered = sorted(trajectories, key=lambda trajectory: trajectory.id)
     write_tables(directory, map(episode_row, ordered), (row for one in ordered for row in step_rows(one)))
+
+
+def write_parquet(directory: Path, episodes: pa.Table, steps: pa.Table) -> None:
+    """Write the two tables into an existing folder."""
+    for name, table in (("episodes", episodes), ("steps", steps)):
+        pq.write_table(table.combine_chunks(), Path(directory) / f"{name}.parquet")
+
+
+def merge_tables(parts: Sequence[Path], directory: Path, without: Collection[str] = ()) -> None:
+    """Write the tables of these folders as one, sorted by id: the bytes that `write_trajectories` writes.
+
+    `without` names trajectories that are left out.
+    """
+    import pyarrow.compute as pc
+
+    left_out = pa.array(sorted(without), pa.string())
+    order = [("trajectory_id", "ascending")]
+    tables = []
+    for name, schema, more in (("episodes", EPISODES, []), ("steps", STEPS, [("t", "ascending")])):
+        read = [pq.read_table(Path(part) / f"{name}.parquet", schema=schema) for part in parts]
+        table = pa.concat_tables([schema.empty_table(), *read])
+        if without:
+            table = table.filter(pc.invert(pc.is_in(table["trajectory_id"], left_out)))
+        tables.append(table.sort_by(order + more))
+    write_parquet(directory, *tables)
 
 
 def tables_of(trajectories: Sequence[Trajectory]) -> tuple[pa.Table, pa.Table]:

@@ -7,11 +7,41 @@ import math
 import pytest
 
 from retroformer.chat import describe_tools
+from retroformer.environments.protocol import MOST_TEXT
 from retroformer.errors import PolicyError
 from retroformer.policies.agent import Choice
-from retroformer.rollouts import engine
+from retroformer.rollouts import lanes
 from retroformer.rollouts.engine import Conditions, Episode, play
 from retroformer.types import Outcome, StopReason
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+def broken(error):
+    def step(result):
+        raise error
+
+    return step
+
+
+WRONG = {
+    "vast": lambda result: (result[0], 10**400, *result[2:]),
+    "void": lambda result: None,
+    "five": lambda result: result[:4],
+    "bare": lambda result: (*result[:4], None),
+    "flag": lambda result: (*result[:2], "no", *result[3:]),
+    "bytes": lambda result: (b"seen", *result[1:]),
+    "surrogate": lambda result: ("caf\udce9", *result[1:]),
+    "huge": lambda result: ("x" * (MOST_TEXT + 1), *result[1:]),
+    "letters": lambda result: (*result[:4], {"admissible_actions": "ab"}),
+    "twice": lambda result: (*result[:4], {"admissible_actions": ["a", "b", "a"]}),
+    "quit": broken(SystemExit(3)),
+    "mute": broken(Mute()),
+}
+"""What an environment says instead of a sound result."""
 
 
 class FakeEnvironment:
@@ -47,6 +77,10 @@ class FakeEnvironment:
         info = {"admissible_actions": ("a", "b")} if not last else {"success": self.kind != "lost"}
         if self.kind == "stuck" and self.t == 2:
             info = {}
+        if self.kind == "unsure" and last:
+            info = {}
+        if self.kind in WRONG and self.t == 2:
+            return WRONG[self.kind]((observation, reward, False, False, info))
         return observation, reward, last and self.kind != "limit", last and self.kind == "limit", info
 
     def close(self):
@@ -73,7 +107,7 @@ class FakeAgent:
 @pytest.fixture
 def log(monkeypatch):
     log = []
-    monkeypatch.setattr(engine, "make", lambda name, text, actions: FakeEnvironment(name, log))
+    monkeypatch.setattr(lanes, "make", lambda name, text, actions: FakeEnvironment(name, log))
     return log
 
 
@@ -141,7 +175,20 @@ def test_the_tasks_own_step_limit_is_a_failure(log, monkeypatch):
         ("stuck", 2, r"ValueError: info['admissible_actions'] must hold at least one action"),
         ("nan", 1, "ValueError: the reward must be finite, got nan"),
         ("inf", 1, "ValueError: the reward must be finite, got inf"),
-        ("word", 1, "ValueError: could not convert string to float: 'much'"),
+        ("word", 1, "TypeError: the reward must be a number, got 'much'"),
+        ("vast", 1, "OverflowError: int too large to convert to float"),
+        ("void", 1, "TypeError: step gave a NoneType, expected (observation, reward, terminated, truncated, info)"),
+        ("five", 1, "TypeError: step gave a tuple of 4, expected (observation, reward, terminated, truncated, info)"),
+        ("bare", 1, "TypeError: step's info must be a dict, got NoneType"),
+        ("flag", 2, "TypeError: terminated must be true or false, got 'no'"),
+        ("bytes", 2, "TypeError: the observation must be a str, got bytes"),
+        ("surrogate", 2, "ValueError: the observation is no text that UTF-8 can hold: surrogates not allowed at 3"),
+        ("huge", 2, "ValueError: the observation has 1,048,577 characters, at most 1,048,576 are allowed"),
+        ("letters", 2, "TypeError: info['admissible_actions'] must be a tuple of str, got str"),
+        ("twice", 2, "ValueError: info['admissible_actions'] has 'a' twice"),
+        ("unsure", 4, "TypeError: the episode ends and info['success'] must be true or false, got None"),
+        ("quit", 1, "SystemExit: 3"),
+        ("mute", 1, "Mute: its message cannot be read"),
     ],
 )
 def test_what_breaks_is_an_error_with_its_message_and_disturbs_nobody(log, kind, steps, message):
@@ -154,7 +201,8 @@ def test_what_breaks_is_an_error_with_its_message_and_disturbs_nobody(log, kind,
         broken = name.startswith(kind)
         assert one.trajectory.outcome is (Outcome.ERROR if broken else Outcome.SUCCESS)
         assert one.trajectory.stop_reason is (StopReason.EXCEPTION if broken else StopReason.TERMINATED)
-        assert one.trajectory.error == (message if broken else None)
+        assert (one.trajectory.error or "").partition(" (at step ")[0] == (message if broken else "")
+        assert (" (at step " in (one.trajectory.error or "")) == (broken and steps > 0)
         assert len(one.trajectory.steps) == len(one.probabilities) == (steps if broken else int(name[2:]))
     assert len({one.trajectory.id for one in played}) == 5
 
@@ -275,7 +323,7 @@ class Writer(FakeAgent):
 def test_an_environment_that_lists_no_actions_is_played_in_text_mode_beside_one_that_does(monkeypatch):
     kinds = {"talk": Talking}
     monkeypatch.setattr(
-        engine, "make", lambda name, text, actions: kinds.get(name[5:9], FakeEnvironment)(name.replace("talk", "x"), [])
+        lanes, "make", lambda name, text, actions: kinds.get(name[5:9], FakeEnvironment)(name.replace("talk", "x"), [])
     )
     _, played = run(["talk-3", "x-2", "talk-1"], agent=Writer(), max_new_tokens=9)
     by_seed = {one.episode.seed: one for one in played}
@@ -298,7 +346,7 @@ def test_a_mission_that_the_environment_cannot_swap_is_swapped_from_outside(monk
             _, info = super().reset(seed=seed, options={"mission": "true"})
             return f"please {info['task']}", {"task": info["task"]}
 
-    monkeypatch.setattr(engine, "make", lambda name, text, actions: Plain(name, []))
+    monkeypatch.setattr(lanes, "make", lambda name, text, actions: Plain(name, []))
     episode = Episode("fake:x-1", 4, "gate", "shuffled")
     (one,) = play(Writer(), [episode], Conditions(5, "compact", "token", 1))
     assert one.trajectory.task.description not in ("", "go 4")

@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -7,13 +8,23 @@ from builders import make_error, make_trajectory
 from retroformer.errors import ConfigError, ContractBroken, DataError, EnvironmentFault, PinMismatch
 from retroformer.pins import read_pins, write_pins
 from retroformer.policies.scripted import load_scripted
-from retroformer.rollouts import engine
 from retroformer.stages.collect import collect, describe, episodes_of
 from retroformer.storage import hash_directory, read_json, read_trajectories
 from retroformer.tombstones import write_tombstones
 from retroformer.types import Outcome
 from tiny_logs import REFUND, write_lines
 from tiny_round import BOT, pin, run_collect, tiny_config
+
+MINE = """
+class Mine:
+    family = "mine"
+    def reset(self, *, seed, options=None):
+        return "more", {"task": f"go {seed}", "admissible_actions": ("a", "b")}
+    def step(self, action):
+        return "over", float(action == "a"), True, False, {"success": action == "a"}
+    def close(self):
+        pass
+"""
 
 
 def test_what_was_forgotten_is_not_recorded_again(tmp_path, made_batches):
@@ -101,20 +112,57 @@ def test_an_edited_or_missing_champion_is_refused_and_earlier_results_stay(batch
     assert hash_directory(batches / "data/rollouts") == before
 
 
-def test_too_many_errors_stop_the_stage_and_leave_what_was(batches, monkeypatch):
+def test_too_many_errors_stop_the_stage_and_leave_what_was(batches):
     before = hash_directory(batches / "data/rollouts")
-
-    def broken(name, text, actions):
-        raise ConnectionError("no answer")
-
-    monkeypatch.setattr(engine, "make", broken)
-    with pytest.raises(EnvironmentFault, match=r"24 of 24 episodes .* collect.max_errors = 0\.05 of 24 .* no answer"):
-        run_collect(batches, tiny_config())
+    broken = {"tasks__train": ["chaos.One:some_seeds"], "collect__retries": 0}
+    message = r"of 24 episodes .* collect.max_errors = 0\.05 of 24 .* FileNotFoundError: no level \d+"
+    with pytest.raises(EnvironmentFault, match=message):
+        run_collect(batches, tiny_config(**broken))
     assert hash_directory(batches / "data/rollouts") == before
-    run_collect(batches, tiny_config(collect__max_errors=1.0))
+    run_collect(batches, tiny_config(**broken, collect__max_errors=1.0))
     played = read_trajectories(batches / "data/rollouts")
-    assert [one.outcome for one in played] == [Outcome.ERROR] * 24
-    assert read_json(batches / "data/rollouts/collect.json")["success"] is None
+    assert {one.outcome: one.task.seed % 3 == 1 for one in played} == {Outcome.ERROR: True, Outcome.SUCCESS: False}
+    report = read_json(batches / "data/rollouts/collect.json")
+    assert report["errors"] == {"FileNotFoundError": report["outcomes"]["error"]}
+    assert (report["success"], report["retries"], report["replaced"]) == (1.0, 0, {})
+    run_collect(batches, tiny_config(**broken | {"collect__retries": 1}, collect__max_errors=1.0))
+    again = read_json(batches / "data/rollouts/collect.json")
+    assert (again["episodes"], again["retries"]) == (24, report["outcomes"]["error"])
+    assert len(read_trajectories(batches / "data/rollouts")) == 24 + again["retries"]
+
+
+def test_an_environment_that_cannot_even_be_made_is_told_before_anything_is_played(tmp_path, monkeypatch):
+    monkeypatch.setattr("retroformer.stages.collect.play_all", None)
+    monkeypatch.setattr("retroformer.rollouts.trial.START", 4.0)
+    pin(tmp_path, "scripted:random")
+    with pytest.raises(
+        EnvironmentFault,
+        match=r"environment package chaos\.One does not answer within 4\.5 s, in __init__ at chaos\.py",
+    ):
+        run_collect(tmp_path, tiny_config(tasks__train=["chaos.One:hang_in_make"], collect__max_step_seconds=0.5))
+
+
+def test_a_killed_collection_goes_on_where_what_it_depends_on_is_the_same(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pin(tmp_path, "scripted:random")
+
+    def stopped(config):
+        """The folder that a collection leaves that is stopped when all is played."""
+        with monkeypatch.context() as patch:
+            patch.setattr("retroformer.stages.collect.merge", None)
+            with pytest.raises(TypeError):
+                run_collect(tmp_path, config)
+        (folder,) = (tmp_path / ".resume").iterdir()
+        shutil.rmtree(folder)
+        return folder.name
+
+    mine = {"tasks__train": ["mine.Mine:default"], "tasks__held_out": [], "collect__episodes": 8}
+    first = stopped(tiny_config(**mine))
+    assert stopped(tiny_config(**mine, collect__workers=3, collect__max_errors=0.5)) == first
+    assert stopped(tiny_config(**mine, collect__temperature=0.5)) != first
+    (tmp_path / "mine.py").write_text(MINE.replace("more", "less"))
+    assert stopped(tiny_config(**mine)) != first
 
 
 def test_success_counts_tasks_alike_and_only_what_ended():

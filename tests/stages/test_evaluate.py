@@ -8,7 +8,7 @@ from retroformer.environments.splits import seeds
 from retroformer.errors import DataError, EnvironmentFault, PinMismatch
 from retroformer.pins import policy_hash
 from retroformer.policies.checkpoints import load
-from retroformer.rollouts import engine
+from retroformer.rollouts import workers
 from retroformer.stages.evaluate import COLUMNS
 from retroformer.storage import hash_directory, read_json, read_trajectories
 from tiny_round import BOT, pin, run_evaluate, run_to_batches, run_train, tiny_config
@@ -181,35 +181,43 @@ def test_a_held_out_level_that_does_not_exist_is_told_before_anything_is_played(
         run_evaluate(challenger, tiny_config(tasks__held_out=["babyai:P7N"]))
 
 
-def test_episodes_lost_to_the_infrastructure_have_no_success(challenger, monkeypatch):
-    make = engine.make
-
-    def flaky(name, text, actions):
-        if "GoToLocal" in name:
-            raise ConnectionError("no answer")
-        return make(name, text=text, actions=actions)
-
-    monkeypatch.setattr(engine, "make", flaky)
+def test_episodes_lost_to_the_infrastructure_have_no_success(challenger):
+    tasks = {"tasks__train": ["babyai:P5N2", "chaos.One:exit"], "evaluate__looks": 1}
     kept = hash_directory(challenger / "data/evaluation")
-    message = r"episodes ended in error, .* collect\.max_errors = 0\.05 of 42 .*: no answer"
+    message = r"episodes ended in error, .* collect\.max_errors = 0\.05 of 4\d .*: Died: its process exited with code 3"
     with pytest.raises(EnvironmentFault, match=message):
-        run_evaluate(challenger, tiny_config(evaluate__looks=1))
+        run_evaluate(challenger, tiny_config(**tasks))
     assert hash_directory(challenger / "data/evaluation") == kept
-    run_evaluate(challenger, tiny_config(evaluate__looks=1, collect__max_errors=1.0))
+    run_evaluate(challenger, tiny_config(**tasks, collect__max_errors=1.0))
     rows, report = read(challenger)
-    lost = of(rows, task="GoToLocalS5N2")
-    assert {(row["success"], row["outcome"], row["steps"]) for row in lost} == {("", "error", "0")}
+    lost = of(rows, success="")
+    assert lost
+    assert {(row["task"], row["outcome"], int(row["seed"]) % 3, row["steps"]) for row in lost} == {
+        ("exit", "error", 1, "1")
+    }
     assert report["errors"] == len(lost)
-    assert {line["task"] for line in report["summary"]} == {None, "P5N2", "P6N3"}
-
-    def dead(name, text, actions):
-        raise ConnectionError("no answer")
-
+    assert {line["task"] for line in report["summary"]} == {None, "P5N2", "exit", "P6N3"}
     before = hash_directory(challenger / "data/evaluation")
-    monkeypatch.setattr(engine, "make", dead)
-    with pytest.raises(DataError, match="no episode of the evaluation ended"):
-        run_evaluate(challenger, tiny_config(evaluate__looks=1, collect__max_errors=1.0))
+    dead = {"tasks__train": ["chaos.One:exit_in_reset"], "tasks__held_out": [], "evaluate__looks": 1}
+    with pytest.raises(EnvironmentFault, match=r"environment package chaos\.One cannot be used: its process exited"):
+        run_evaluate(challenger, tiny_config(**dead, collect__max_errors=1.0))
     assert hash_directory(challenger / "data/evaluation") == before
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_bytes(challenger, monkeypatch):
+    before = hash_directory(challenger / "data/evaluation")
+    played = []
+    play_shard = workers.play_shard
+    monkeypatch.setattr(workers, "play_shard", lambda *one: (played.append(one), play_shard(*one))[1])
+    with monkeypatch.context() as patch:
+        patch.setattr("retroformer.stages.evaluate.read_samples", None)
+        with pytest.raises(TypeError):
+            run_evaluate(challenger, tiny_config())
+    once = len(played)
+    run_evaluate(challenger, tiny_config())
+    assert len(played) - once == 1, "the samples, which are not kept"
+    assert hash_directory(challenger / "data/evaluation") == before
+    assert not list((challenger / ".resume").glob("evaluate-*"))
 
 
 def test_actions_of_several_words_and_plain_text_go_all_the_way(tmp_path):

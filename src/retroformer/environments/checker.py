@@ -15,7 +15,7 @@ import numpy as np
 
 from retroformer.chat import ToolCall, write_action
 from retroformer.environments import known, lexicon, make, start
-from retroformer.environments.protocol import TextEnvironment, section
+from retroformer.environments.protocol import MOST_TEXT, TextEnvironment, section
 from retroformer.errors import EnvironmentFault
 
 SEEDS = (*range(10), 1_000_100_000, 5_999_999_999)
@@ -199,6 +199,8 @@ def observed(
     """What was said at one point, held against the contract."""
     if not isinstance(observation, str) or not observation:
         report.add("Texts", f"{where}: the observation is {observation!r:.80}, expected a str with something in it")
+    elif len(observation) > MOST_TEXT or observation.encode(errors="replace").decode() != observation:
+        report.add("Texts", f"{where}: the observation has {len(observation):,} characters, or some that are not UTF-8")
     if not isinstance(info, dict):
         report.add("Texts", f"{where}: info is a {type(info).__name__}, expected a dict")
         info = {}

@@ -5,7 +5,8 @@ and gives ``(observation, reward, terminated, truncated, info)``. An environment
 the other, for any seed from 0 up. A step before the first reset, or after the end, raises. ``family`` is a word for the
 tasks that share mechanics. ``close()`` frees what is held.
 
-**Texts.** Observations and actions are strings with something in them. ``info`` is a dict.
+**Texts.** Observations and actions are strings with something in them, at most 2^20 characters that UTF-8 can hold.
+``info`` is a dict.
 
 **Task.** ``info["task"]``, set by ``reset``, is what the agent is told to do.
 
@@ -44,6 +45,8 @@ import re
 from typing import Any, Literal, Protocol, runtime_checkable
 
 Mission = Literal["true", "shuffled", "other"]
+MOST_TEXT = 1 << 20
+"""Characters of an observation or an action, at most."""
 
 
 @runtime_checkable

@@ -25,7 +25,8 @@ class Decision:
     uniform: float
     """Random number in [0, 1) keyed by run seed, episode and step: the only source of chance."""
     environment: Any = None
-    """The environment itself, for scripted experts alone."""
+    """What scripted agents ask: the environment, or what stands for it. An agent whose attribute `questions` names
+    methods of environments finds those here that there are."""
     max_new_tokens: int = 256
     """Most tokens of a generated action."""
 

@@ -50,6 +50,8 @@ class Scripted:
         self.version = version
         self.temperature = 1.0
         self.noise = noise
+        self.questions = ("possible_actions",) if noise >= 1 else ("expert_action", "possible_actions")
+        """What it asks of an environment, which answers after every step, where it can."""
 
     def act(self, decisions: Sequence[Decision]) -> list[Choice]:
         """One choice for each decision, by its own random number."""

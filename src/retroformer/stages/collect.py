@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from retroformer.config import CollectConfig, TasksConfig
-from retroformer.environments import make
 from retroformer.environments.splits import of_instance, seeds
 from retroformer.errors import DataError
 from retroformer.pins import read_pins, verify
 from retroformer.progress import progress
-from retroformer.rollouts.engine import Conditions, Episode
+from retroformer.rollouts.episodes import Conditions, Episode
+from retroformer.rollouts.shards import merge
+from retroformer.rollouts.trial import try_all
 from retroformer.rollouts.workers import Player, play_all
-from retroformer.storage import check_replaceable, replacing, write_json, write_trajectories
+from retroformer.storage import check_replaceable, replacing, resume_folder, write_json
 from retroformer.tombstones import TOMBSTONES, forgotten_ids
 from retroformer.types import Outcome, Trajectory
 
@@ -35,7 +38,10 @@ def collect(
     probabilities over the admissible actions, which are recorded. An environment that lists none is played in text
     mode: the policy writes its actions, sampled token by token; one that max_new_tokens cuts is given to the
     environment as it is. A task's own step limit ends in failure, a limit of the collector in truncated, what breaks
-    in error with its message. With `source` import nothing is played: the logs are read, and what cannot be believed
+    in error with its message; such an episode is tried again up to `retries` times, and every try is recorded.
+    Environments live in processes of their own: one that hangs, dies or leaks is ended and replaced, and the others go
+    on. What is played is on disk in shards; a run that was killed goes on to the same trajectories, on as many workers
+    as there are then. With `source` import nothing is played: the logs are read, and what cannot be believed
     goes to quarantine with its reason. What a tombstone names is left out, and counted.
 
     Returns counts. Raises EnvironmentFault for an unknown task or where too many episodes end in error, PinMismatch
@@ -45,32 +51,49 @@ def collect(
     forgotten = forgotten_ids(tombstones)
     if config.source == "import":
         return import_into(out, logs, config, pins.round, forgotten)
+    root = champion.parent.parent
     pin = pins.train_from or pins.champion if config.policy == "train_from" else pins.champion
-    verify(pin, champion.parent.parent)
+    verify(pin, root)
     check_replaceable(out)
-    for name in (*tasks.train, *tasks.held_out):
-        make(name, text=tasks.text, actions=tasks.actions).close()
+    conditions = Conditions.of(config, tasks, seed)
+    code = try_all((*tasks.train, *tasks.held_out), conditions)
     plan = episodes_of(config, tasks, seed, pins.round)
-    conditions = Conditions(
-        seed, tasks.text, tasks.actions, config.environments, config.max_seconds, config.max_new_tokens
-    )
-    policy = pin.policy if pin.scripted else str(champion.parent.parent / pin.policy)
-    player = Player(policy, config.temperature)
-    trajectories: list[Trajectory] = []
-    cut = 0
-    with progress("collect", len(plan), "episodes") as shown:
-        for _, played in play_all([(player, plan)], conditions, config.workers, config.max_errors):
-            trajectories += [one.trajectory for one in played]
-            cut += sum(one.cut for one in played)
-            solved = sum(one.outcome is Outcome.SUCCESS for one in trajectories)
-            shown.advance(len(played), f"success {solved / len(trajectories):.2f}")
-    kept = [one for one in trajectories if one.id not in forgotten]
-    report = describe(kept, pins.round, pin.version) | {"cut_actions": cut}
-    if len(kept) < len(trajectories):
-        report["forgotten"] = len(trajectories) - len(kept)
+    player = Player(pin.policy if pin.scripted else str(root / pin.policy), config.temperature)
+    # What changes no trajectory may be changed before a killed collection goes on.
+    elsewhere = config.model_copy(update={"workers": 0, "cluster": "", "max_errors": 0.0})
+    resume = resume_folder("collect", [champion, *code], [elsewhere, tasks, seed], root)
+    around: Counter[str] = Counter()
+    broke: Counter[str] = Counter()
+    replaced: Counter[str] = Counter()
+
+    def arriving() -> Iterator[Trajectory]:
+        solved = 0
+        with progress("collect", len(plan), "episodes") as shown:
+            work = [(player, plan)]
+            options = {"cluster": config.cluster, "folder": resume, "replaced": replaced}
+            for _, played in play_all(work, conditions, config.workers, config.max_errors, **options):
+                for one in played:
+                    around.update(cut_actions=one.cut, retries=len(one.earlier))
+                    broke.update(kind_of(failed) for failed in (*one.earlier, one.trajectory) if failed.error)
+                    solved += one.trajectory.outcome is Outcome.SUCCESS
+                    if one.trajectory.id in forgotten:
+                        around.update(forgotten=1)
+                    else:
+                        yield one.trajectory
+                shown.advance(len(played), f"success {solved / (shown.done + len(played)):.2f}")
+
+    report = describe(arriving(), pins.round, pin.version) | {
+        "cut_actions": around["cut_actions"],
+        "retries": around["retries"],
+        "errors": dict(sorted(broke.items())),
+        "replaced": dict(sorted(replaced.items())),
+    }
+    if around["forgotten"]:
+        report["forgotten"] = around["forgotten"]
     with replacing(out) as folder:
-        write_trajectories(folder, kept)
+        merge(resume, folder, without=forgotten)
         write_json(folder / "collect.json", report)
+    shutil.rmtree(resume, ignore_errors=True)
     return {name: report[name] for name in ("episodes", "steps", "success")}
 
 
@@ -110,28 +133,35 @@ def episodes_of(config: CollectConfig, tasks: TasksConfig, seed: int, round_numb
     return plan
 
 
-def describe(trajectories: list[Trajectory], round_number: int, policy: str) -> dict[str, Any]:
+def kind_of(trajectory: Trajectory) -> str:
+    """What an error was: the exception's name, or what happened to the environment's process (Hung, Died, Grew)."""
+    return (trajectory.error or "").partition(":")[0]
+
+
+def describe(trajectories: Iterable[Trajectory], round_number: int, policy: str) -> dict[str, Any]:
     """The small report: counts, and success among the episodes whose tasks ended."""
-    if not trajectories:
-        raise DataError("no episode was played")
+    outcomes: Counter[str] = Counter()
     per_task: dict[str, dict[str, Any]] = {}
-    for name in sorted({one.task.name for one in trajectories}):
-        own = [one for one in trajectories if one.task.name == name]
-        ended = [one for one in own if one.learnable]
-        solved = sum(one.outcome is Outcome.SUCCESS for one in ended)
-        per_task[name] = {
-            "episodes": len(own),
-            "family": own[0].task.family,
-            "success": solved / len(ended) if ended else None,
-            "n": len(ended),
-        }
-    rates = [one["success"] for one in per_task.values() if one["success"] is not None]
+    steps = 0
+    for one in trajectories:
+        steps += len(one.steps)
+        outcomes[one.outcome.value] += 1
+        task = per_task.setdefault(one.task.name, {"episodes": 0, "family": "", "success": 0, "n": 0})
+        task["episodes"] += 1
+        task["family"] = task["family"] or one.task.family  # one that was lost before it began has none
+        task["n"] += one.learnable
+        task["success"] += one.outcome is Outcome.SUCCESS
+    if not per_task:
+        raise DataError("no episode was played")
+    for task in per_task.values():
+        task["success"] = task["success"] / task["n"] if task["n"] else None
+    rates = [task["success"] for _, task in sorted(per_task.items()) if task["success"] is not None]
     return {
         "round": round_number,
         "policy": policy,
-        "episodes": len(trajectories),
-        "steps": sum(len(one.steps) for one in trajectories),
+        "episodes": outcomes.total(),
+        "steps": steps,
         "success": sum(rates) / len(rates) if rates else None,
-        "outcomes": dict(sorted(Counter(one.outcome.value for one in trajectories).items())),
+        "outcomes": dict(sorted(outcomes.items())),
         "tasks": per_task,
     }

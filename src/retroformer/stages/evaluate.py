@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, product
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from retroformer.config import CollectConfig, DecideConfig, EvaluateConfig, TasksConfig
-from retroformer.environments import make, with_missions
 from retroformer.environments.protocol import Mission
 from retroformer.environments.splits import seeds
 from retroformer.errors import DataError
@@ -21,9 +20,10 @@ from retroformer.evaluation.episodes import COLUMNS
 from retroformer.evaluation.intervals import stratified_mean
 from retroformer.pins import Pins, policy_hash, read_pins, verify
 from retroformer.progress import Progress, progress
-from retroformer.rollouts.engine import Conditions, Episode, Played
+from retroformer.rollouts.episodes import Conditions, Episode, Played
+from retroformer.rollouts.trial import played_at_random, swappable, try_all
 from retroformer.rollouts.workers import Player, play_all
-from retroformer.storage import check_replaceable, read_trajectories, replacing, write_json
+from retroformer.storage import check_replaceable, read_trajectories, replacing, resume_folder, write_json
 from retroformer.types import Outcome, Trajectory
 
 SAMPLES = 8
@@ -84,15 +84,14 @@ def evaluate(
         logged = read_trajectories(batches / "evaluation") if (batches / "evaluation").is_dir() else []
         if not {f"{one.task.environment}:{one.task.name}" for one in logged} <= set(tasks.train) or not logged:
             return on_logs(logged, config, collect, pins, root, challenger, training, history, out)
-    able = with_missions((*tasks.train, *tasks.held_out), text=tasks.text, actions=tasks.actions)
+    conditions = Conditions.of(collect, tasks, seed)
+    names = (*tasks.train, *tasks.held_out)
+    code, able = try_all(names, conditions), swappable(names, conditions)
     swapped = tuple(name for name in tasks.train if name in able)
     players = {
         "champion": Player(pin.policy if pin.scripted else str(root / pin.policy), collect.temperature),
         "challenger": Player(str(challenger), collect.temperature),
     }
-    conditions = Conditions(
-        seed, tasks.text, tasks.actions, collect.environments, collect.max_seconds, collect.max_new_tokens
-    )
     looks = planned_looks(config.first_look, config.looks)
     rows: list[Row] = []
     looked: list[dict[str, Any]] = []
@@ -116,9 +115,13 @@ def evaluate(
             names = tuple(one for one in tasks.held_out if mission == "true" or one in able)
             around.append(Part(name, players[name], "transfer", mission, names, 0, config.transfer))
     around += beside_baselines(training / "baselines", players["champion"], tasks.train, config.final)
-    if not all(played_at_random(name, tasks) for name in tasks.train):
+    if not played_at_random(tasks.train, conditions):
         around = [part for part in around if part.policy != "random"]
     around = [part for part in around if part.names]
+    baselines = training / "baselines"
+    inputs = [champion, challenger, *([baselines] if baselines.is_dir() else []), *code]
+    elsewhere = collect.model_copy(update={"workers": 0, "cluster": "", "max_errors": 0.0})
+    resume = resume_folder("evaluate", inputs, [config, tasks, elsewhere, decide, seed], root)
     most = 2 * looks[-1] + sum(part.count for part in around)
     with progress("evaluate", most, "episodes") as shown:
         parts = around  # played with the first look, so that workers wait for the last of them once
@@ -126,7 +129,7 @@ def evaluate(
             parts += [
                 Part(name, player, "gate", "true", tasks.train, before, n - before) for name, player in players.items()
             ]
-            rows += play_parts(parts, conditions, collect, seed, pins.round, shown)
+            rows += play_parts(parts, conditions, collect, seed, pins.round, shown, resume / f"to-{n}")
             parts = []
             difference = compare(rows, config)
             looked.append({"n": n, **{key: getattr(difference, key) for key in ("mean", "lower", "upper")}})
@@ -153,6 +156,7 @@ def evaluate(
         write_json(folder / "evaluation.json", report)
         (folder / "samples").mkdir()
         write_json(folder / "samples" / "trajectories.json", samples)
+    shutil.rmtree(resume, ignore_errors=True)
     return looked[-1]
 
 
@@ -234,13 +238,6 @@ def baselines_trained(training: Path, history: Path, number: int) -> Iterator[Pa
         yield from sorted((folder / "baselines").glob("*/"))
 
 
-def played_at_random(name: str, tasks: TasksConfig) -> bool:
-    """Whether there are actions to draw from: admissible ones, or in text mode those that the environment names."""
-    environment = make(name, text=tasks.text, actions=tasks.actions)
-    with closing(environment):
-        return hasattr(environment, "possible_actions") or bool(environment.reset(seed=0)[1].get("admissible_actions"))
-
-
 def beside_baselines(folder: Path, champion: Player, names: tuple[str, ...], count: int) -> list[Part]:
     """The final seeds for each baseline, sampled and greedy, and for what they are compared with; nothing without."""
     found = sorted(folder.glob("*/"))
@@ -262,8 +259,9 @@ def play_parts(
     run_seed: int,
     round_number: int,
     shown: Progress,
+    folder: Path | None = None,
 ) -> list[Row]:
-    """Play the parts, spread over the workers; a row per episode, in the order of the parts.
+    """Play the parts, spread over the workers; a row per episode, in the order of the parts. `folder` as in `play_all`.
 
     Raises EnvironmentFault where more than the share `collect.max_errors` of them end in error.
     """
@@ -279,7 +277,8 @@ def play_parts(
         work.append((part.player, plan))
         owners += [part] * len(plan)
     rows: list[Row] = []
-    for _, played in play_all(work, conditions, collect.workers, collect.max_errors):
+    options: dict[str, Any] = {"cluster": collect.cluster, "folder": folder}
+    for _, played in play_all(work, conditions, collect.workers, collect.max_errors, **options):
         # They come in the order of the work.
         rows += [row_of(part, one) for part, one in zip(owners[len(rows) :], played, strict=False)]
         shown.advance(len(played))
