@@ -106,7 +106,7 @@ class EpisodeRow(NamedTuple):
     error: str | None
 
 
-StepRow = tuple[str, str, float, Sequence[str] | None, Sequence[int] | None, float | None]
+StepRow = tuple[str, str, float, tuple[str, ...] | None, tuple[int, ...] | None, float | None]
 """The fields of a `Step` in their order, which is that of ``steps`` after the id and t."""
 
 

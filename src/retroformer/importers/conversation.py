@@ -122,7 +122,8 @@ def found_in(run: Run, source: str, rules: Rules) -> Found:
     if not 0 <= temperature < math.inf:
         raise Rejected("invalid_temperature", f"temperature {temperature}")
     if temperature == 0:
-        steps = [(*step[:-1], None) for step in steps]
+        for t, (observation, action, reward, admissible, token_ids, _) in enumerate(steps):
+            steps[t] = observation, action, reward, admissible, token_ids, None
 
     def row(id: str, outcome: Outcome) -> EpisodeRow:
         return EpisodeRow(
@@ -155,8 +156,8 @@ def found_in(run: Run, source: str, rules: Rules) -> Found:
     for reward in logged:
         rules.outcome.check(reward, "the reward of a step")
     if verdict.reward and not logged:
-        observation, action, _, *rest = steps[-1]
-        steps[-1] = (observation, action, verdict.reward, *rest)
+        observation, action, _, admissible, token_ids, logprob = steps[-1]
+        steps[-1] = observation, action, verdict.reward, admissible, token_ids, logprob
     made = row("", verdict.outcome)
     id = content_id(run, made, steps)
     return Found(run.name, id, EpisodeRow(id, *made[1:]), steps)

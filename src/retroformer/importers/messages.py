@@ -113,7 +113,7 @@ def calls_of(message: dict[str, Any], place: int) -> Sequence[LoggedCall]:
     for call in listed:
         function = call.get("function", call.get("custom")) if isinstance(call, dict) else None
         name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str) or not name:
+        if not isinstance(function, dict) or not isinstance(name, str) or not name:
             raise Rejected("malformed_message", f"a call of message {place} has no name")
         id = call.get("id")
         arguments = function.get("arguments", function.get("input"))
