@@ -79,7 +79,7 @@ def test_the_guide_names_what_there_is() -> None:
     named = re.findall(r"`[a-z-]+/([a-z]+)` \|", GUIDE)
     assert named == [one["name"] for one in deployments]
     makefile = (HERE / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"\bmake ([a-z-]+)", GUIDE):
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", GUIDE, re.MULTILINE):
         assert f"\n{target}:" in makefile, target
     for path in re.findall(r"\b((?:flows|docs|tests)/[\w/]+\.\w+)", GUIDE):
         assert (HERE / path).is_file(), path
