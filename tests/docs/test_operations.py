@@ -24,6 +24,7 @@ class Terminal:
 
     def __init__(self, served: Served):
         self.served, self.folder, self.state = served, str(served.root), ""
+        self.environment = served.environment | {"PREFECT_API_URL": served.url}  # the default names port 4200
         self.ports = {"4200": str(served.port), "5001": str(free_port())}
 
     def __call__(self, block: str) -> str:
@@ -33,7 +34,7 @@ class Terminal:
         script = f"{self.state}\nset -e\n{block}\ndeclare -px >{kept}\npwd >{kept}.folder\n"
         words = ["bash", "-c", script]
         done = subprocess.run(
-            words, cwd=self.folder, env=self.served.environment, capture_output=True, text=True, check=False
+            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, f"{block}: {done.stdout}{done.stderr}"
         self.state, self.folder = kept.read_text(), Path(f"{kept}.folder").read_text().strip()
