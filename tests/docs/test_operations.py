@@ -33,9 +33,7 @@ class Terminal:
         kept = self.served.root.parent / "kept"
         script = f"{self.state}\nset -e\n{block}\ndeclare -px >{kept}\npwd >{kept}.folder\n"
         words = ["bash", "-c", script]
-        done = subprocess.run(
-            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{block}: {done.stdout}{done.stderr}"
         self.state, self.folder = kept.read_text(), Path(f"{kept}.folder").read_text().strip()
         return done.stdout + done.stderr
