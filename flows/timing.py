@@ -84,7 +84,7 @@ def measure(run: FlowRun, spans: list[Span], record: dict[str, Any]) -> list[Lin
             continue
         own, around = (record[key].get(span.name, 0.0) for key in ("seconds", "around"))
         lines.append(Line(span.name, min(own, span.seconds), False, "the stage itself"))
-        told = f"around it: DVC and the interpreter {around:.1f} s, the rest Prefect"
+        told = f"around it: DVC and the interpreter {around:.1f} s, the rest Prefect and attempts before"
         lines.append(Line("", max(0.0, span.seconds - own), True, told))
     between = (tasks[-1].end - tasks[0].start).total_seconds() - sum(span.seconds for span in tasks)
     return [*lines, Line("between the tasks", between, True, "Prefect's states and artifacts")]

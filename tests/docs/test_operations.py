@@ -24,6 +24,7 @@ class Terminal:
 
     def __init__(self, served: Served):
         self.served, self.folder, self.state = served, str(served.root), ""
+        self.environment = served.environment | {"PREFECT_API_URL": served.url}  # the default names port 4200
         self.ports = {"4200": str(served.port), "5001": str(free_port())}
 
     def __call__(self, block: str) -> str:
@@ -32,9 +33,7 @@ class Terminal:
         kept = self.served.root.parent / "kept"
         script = f"{self.state}\nset -e\n{block}\ndeclare -px >{kept}\npwd >{kept}.folder\n"
         words = ["bash", "-c", script]
-        done = subprocess.run(
-            words, cwd=self.folder, env=self.served.environment, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{block}: {done.stdout}{done.stderr}"
         self.state, self.folder = kept.read_text(), Path(f"{kept}.folder").read_text().strip()
         return done.stdout + done.stderr
@@ -79,7 +78,7 @@ def test_the_guide_names_what_there_is() -> None:
     named = re.findall(r"`[a-z-]+/([a-z]+)` \|", GUIDE)
     assert named == [one["name"] for one in deployments]
     makefile = (HERE / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"\bmake ([a-z-]+)", GUIDE):
+    for target in re.findall(r"(?:^|`)make ([a-z-]+)", GUIDE, re.MULTILINE):
         assert f"\n{target}:" in makefile, target
     for path in re.findall(r"\b((?:flows|docs|tests)/[\w/]+\.\w+)", GUIDE):
         assert (HERE / path).is_file(), path
