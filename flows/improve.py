@@ -297,6 +297,8 @@ def shielded(work: Callable[[], int]) -> int:
     parent, child = os.getpid(), os.fork()
     if child == 0:
         os.setpgid(0, 0)
+        # A shell lets what it starts with `&` ignore the interrupt, and so would all that is started from here.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         leave_with(parent)
         try:
             return work()

@@ -247,6 +247,24 @@ def test_an_interrupt_ends_the_stage_and_leaves_130(root: Path) -> None:
         os.kill(int(stage), 0)
 
 
+def test_a_run_that_a_script_put_in_the_background_can_be_ended() -> None:
+    code = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what it starts with &
+sys.path.insert(0, "flows")
+import improve
+sys.exit(improve.shielded(lambda: print("at work", flush=True) or time.sleep(600) or 0))
+"""
+    run = subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "at work\n"
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(timeout=60) == 130
+    finally:
+        run.kill()
+
+
 def test_a_locked_database_of_prefect_is_one_sentence_and_the_same_command_helps(root: Path) -> None:
     home = root / ".prefect"
     home.mkdir()
