@@ -309,16 +309,13 @@ def merge_tables(parts: Sequence[Path], directory: Path, without: Collection[str
 
     `without` names trajectories that are left out.
     """
-    import pyarrow.compute as pc
-
-    left_out = pa.array(sorted(without), pa.string())
     order = [("trajectory_id", "ascending")]
     tables = []
     for name, schema, more in (("episodes", EPISODES, []), ("steps", STEPS, [("t", "ascending")])):
         read = [pq.read_table(Path(part) / f"{name}.parquet", schema=schema) for part in parts]
         table = pa.concat_tables([schema.empty_table(), *read])
         if without:
-            table = table.filter(pc.invert(pc.is_in(table["trajectory_id"], left_out)))
+            table = table.filter(pa.array([name not in without for name in table["trajectory_id"].to_pylist()]))
         tables.append(table.sort_by(order + more))
     write_parquet(directory, *tables)
 
