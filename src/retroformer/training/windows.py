@@ -6,6 +6,7 @@ import pickle
 import tempfile
 import weakref
 from array import array
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +28,7 @@ class WindowStore:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (open as long as the store lives)
-        weakref.finalize(self, self.file.close)
+        weakref.finalize(self, _close, self.file)
         self.starts = array("q")
         """Where the windows of each trajectory begin in the file."""
         self.lengths = array("q")
@@ -66,3 +67,8 @@ class WindowStore:
     def _load(self, start: int) -> Any:
         self.file.seek(start)
         return pickle.load(self.file)
+
+
+def _close(file: Any) -> None:
+    with suppress(OSError):  # where the disk is full, its last words cannot be written; nobody will read them
+        file.close()
