@@ -69,7 +69,7 @@ def test_every_block_of_the_guide(tmp_path: Path) -> None:
         assert pins.closed_rounds == closed
         verify(pins.champion, restored)
         assert any("all levels" in one and "data/champion.json" in one for one in told.values())
-        at_the_tag = terminal("git checkout --quiet round/2\ndvc checkout --quiet\ndvc status")
+        at_the_tag = terminal("git checkout --quiet round/2\ndvc pull --quiet\ndvc status")
         assert "Data and pipelines are up to date." in at_the_tag
 
 
