@@ -1,11 +1,25 @@
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from project import make_project, make_round, record_round
+
+
+@pytest.fixture(autouse=True)
+def no_store_from_before() -> Iterator[None]:
+    """MLflow keeps the store that it was told for the process, and in the environment for those that it starts."""
+    yield
+    if (mlflow := sys.modules.get("mlflow")) is not None:
+        mlflow.set_tracking_uri(None)
+        mlflow.set_registry_uri(None)
+    for key in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        os.environ.pop(key, None)
 
 
 @pytest.fixture(scope="session")

@@ -107,7 +107,7 @@ def test_every_command_of_the_readme(shell: Shell) -> None:
             "mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db"
         ),
         "retroformer models list": lambda: "champion" in shell("retroformer models list"),
-        "retroformer lineage champion": lambda: "data" in shell("retroformer lineage champion"),
+        "retroformer lineage challenger": lambda: "data" in shell("retroformer lineage challenger"),
         "make serve": lambda: "make serve" in (HERE / "docs/operations.md").read_text(),  # tried where that is
         "make deploy": lambda: "make deploy" in (HERE / "docs/operations.md").read_text(),
         "python flows/improve.py --rounds 4": lambda: "all levels" in shell("python flows/improve.py --rounds 2"),

@@ -32,7 +32,8 @@ POLICY = "data/history/round-0001/challenger"
 def quick_dvc(root: Path, command: str, *words: str) -> str:
     """Stands in for DVC where a closing is repeated many times; the other tests run DVC itself."""
     if command == "add":
-        (root / f"{words[-1]}.dvc").write_text(hash_directory(root / words[-1]))
+        entry = f"outs:\n- md5: {hash_directory(root / words[-1])}\n  path: {Path(words[-1]).name}\n"
+        (root / f"{words[-1]}.dvc").write_text(entry)
     return "{}"
 
 

@@ -35,7 +35,7 @@ def test_a_clone_has_its_seed_and_no_rounds(rounds: ModuleType, committed: Path,
     assert "\nseed: 7\n" in (clone / "params.yaml").read_text()
     assert read_json(clone / "data/champion.json") == FIRST_PINS
     assert not (clone / "data/rounds.csv").exists()
-    assert [path.name for path in (clone / "data/history").iterdir()] == ["README.md"]
+    assert sorted(path.name for path in (clone / "data/history").iterdir()) == ["README.md", "tombstones.jsonl"]
 
 
 def test_what_is_not_committed_is_refused(rounds: ModuleType, committed: Path, tmp_path: Path) -> None:

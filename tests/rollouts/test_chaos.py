@@ -14,7 +14,7 @@ from retroformer.types import Outcome
 from tiny_round import pin, run_collect, run_to_batches, tiny_config
 
 WORDS = {
-    "crash": "Died: its process was ended by SIGSEGV",
+    "crash": "Died: its process was ended by SIG",  # SEGV, or ABRT where the C library notices first
     "hang": "Hung: ",
     "exit": "Died: its process exited with code 3",
     "type": "TypeError: ",

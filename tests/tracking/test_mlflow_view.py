@@ -184,7 +184,7 @@ def test_another_store_by_its_uri_alone(
     own = (project / "mlruns/mlflow.db").read_bytes()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
     assert publish(project) == "1"
-    assert [one.version for one in mlflow_view.versions(mlflow_view.client(project))] == ["1"]
+    assert [str(one.version) for one in mlflow_view.versions(mlflow_view.client(project))] == ["1"]
     assert (project / "mlruns/mlflow.db").read_bytes() == own
     assert list((project / "mlruns/artifacts").iterdir())
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
