@@ -46,7 +46,7 @@ arrived: setup
 	@python flows/arrived.py $(LOGS)
 
 test: setup
-	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # One by one, so that an extra that has no build for this machine does not keep the others away.
 test-extras: setup

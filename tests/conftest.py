@@ -11,6 +11,15 @@ import pytest
 from project import make_project, make_round, record_round
 
 
+LONG = ("test_readme", "test_gate_on_policies", "test_deployments", "test_improve")
+"""Files that take minutes: they begin, so that no process waits for them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long first."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def no_store_from_before() -> Iterator[None]:
     """MLflow keeps the store that it was told for the process, and in the environment for those that it starts."""

@@ -52,6 +52,7 @@ def test_a_schedule_runs_a_round_to_its_close(served: Served) -> None:
     assert {"rounds", "report", "round-1"} <= keys
 
 
+@pytest.mark.slow
 def test_an_event_starts_a_round_and_what_would_overlap_is_refused(served: Served) -> None:
     root = served.root
     closed = read_pins(root / "data/champion.json").closed_rounds
