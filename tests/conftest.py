@@ -10,7 +10,6 @@ import pytest
 
 from project import make_project, make_round, record_round
 
-
 LONG = ("test_readme", "test_gate_on_policies", "test_deployments", "test_improve")
 """Files that take minutes: they begin, so that no process waits for them at the end."""
 
