@@ -6,6 +6,9 @@ detailed ones tell the way. A step's reward is what it changed of the score, as 
 TextWorld's own plan, which it has from wherever the agent is.
 """
 
+# TextWorld is an extra, and of a part of it pyright sees nothing but the name.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import os
