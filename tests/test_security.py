@@ -89,6 +89,23 @@ def test_pickled_weights_are_not_read(checkpoint: Path) -> None:
     assert not planted().exists()
 
 
+@pytest.mark.parametrize("zipped", [False, True], ids=["pickle", "torch"])
+def test_a_planted_state_of_training_is_thrown_away_unread(tmp_path: Path, zipped: bool) -> None:
+    import torch
+
+    from retroformer.training.trainer import Trainer
+
+    state = tmp_path / "trainer.pt"
+    if zipped:
+        torch.save({"model": Payload(planted())}, state)
+    else:
+        state.write_bytes(pickle.dumps(Payload(planted()), protocol=2))
+    trainer: Any = SimpleNamespace()  # nothing of it is asked for before the file has been read
+    assert Trainer._resumed(trainer, state) is False
+    assert not planted().exists()
+    assert not state.exists()
+
+
 @pytest.mark.parametrize("kind", ["llama", "unheard_of", "llama with a tokenizer of its own"])
 def test_code_that_comes_with_a_model_is_not_run(checkpoint: Path, kind: str) -> None:
     from retroformer.policies.checkpoints import load
