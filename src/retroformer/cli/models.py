@@ -145,7 +145,7 @@ def show(arguments: Sequence[str]) -> None:
         "difference": f"{difference(found)}, against {against(found)}",
         "success": interval(found["levels"][0]),
         **{f"  {one['task']}": interval(one) for one in found["levels"][1:]},
-        "told another mission": f"{found['swapped_success']} (of the champion that the round left)",
+        "told another mission": f"{short(found['swapped_success'])} (of the champion that the round left)",
         "trained": ", ".join(
             f"{key} {short(found['training'][key])}"
             for key in ("start", "objective", "updates", "chosen_update")
