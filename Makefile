@@ -10,7 +10,7 @@ deploy arrived: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 deploy arrived: export PREFECT_HOME ?= $(CURDIR)/.prefect
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve deploy arrived test test-extras study bench check
+.PHONY: help setup run serve deploy arrived test test-extras test-schedule study bench check
 
 help:
 	@echo "make run [ROUNDS=4]  close rounds until ROUNDS are closed, then print the table"
@@ -19,6 +19,7 @@ help:
 	@echo "make arrived LOGS=   copy these logs to the inbox and say so, which starts a round"
 	@echo "make test            all tests but the slow ones"
 	@echo "make test-extras     install the extras (environments, Dask), as far as they can be, and test them"
+	@echo "make test-schedule   a scheduled run on a real Prefect server and worker, to its close"
 	@echo "make study           the slower studies behind the report's claims; can be resumed"
 	@echo "make bench           every benchmark in full and its page in docs/benchmarks; an hour on an idle machine"
 	@echo "make check           ruff, pyright, layers, wiring"
@@ -55,6 +56,10 @@ test-extras: setup
 			|| echo "$$extra could not be installed, its tests are skipped"; \
 	done
 	OMP_NUM_THREADS=1 python -m pytest tests/environments/extras tests/rollouts/extras
+
+# A schedule that silently does nothing is what a manual run never shows.
+test-schedule: setup
+	OMP_NUM_THREADS=1 python -m pytest tests/flows/test_deployments.py -k schedule
 
 study: setup
 	python -m studies

@@ -63,7 +63,7 @@ def watched(run: Callable[[], Any]) -> dict[str, float]:
     return {
         "seconds": time.monotonic() - started,
         "cpu_seconds": time.process_time() - spent,
-        "peak_mb": (status("VmHWM") - before) / 1e6,
+        "peak_mb": max(0, status("VmHWM") - before) / 1e6,
     }
 
 

@@ -57,7 +57,7 @@ def alike(one, other):
     ("task", "message", "replaced"),
     [
         ("hang", r"Hung: no answer within collect\.max_step_seconds = 2, in hang at chaos\.py:\d+ \(at st.*", "Hung"),
-        ("segfault", r"Died: its process was ended by SIGSEGV, in string_at at __init__\.py:\d+ \(at st.*", "Died"),
+        ("segfault", r"Died: .* ended by SIG(?:SEGV|ABRT), in string_at at __init__\.py:\d+ \(at st.*", "Died"),
         ("exit", r"Died: its process exited with code 3 \(at step 1, .*\)", "Died"),
         ("kill", r"Died: its process was ended by SIGKILL \(at step 1, .*\)", "Died"),
         ("quits", r"SystemExit: enough \(at step 1, the admissible action '\w+'\)", None),

@@ -3,6 +3,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from builders import make_error, make_trajectory
 from retroformer.errors import ConfigError, ContractBroken, DataError, EnvironmentFault, PinMismatch
@@ -145,6 +146,7 @@ def test_an_environment_that_cannot_even_be_made_is_told_before_anything_is_play
 def test_a_killed_collection_goes_on_where_what_it_depends_on_is_the_same(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(str(tmp_path))
+    get_reusable_executor().shutdown()  # workers of earlier tests would not know of it
     pin(tmp_path, "scripted:random")
 
     def stopped(config):
