@@ -25,16 +25,9 @@ from retroformer.journal import read_seconds, record_seconds
 from retroformer.pins import policy_hash, read_pins, verify
 from retroformer.storage import hash_directory, read_json, write_json
 from retroformer.tracking import aliases, mlflow_view, promotions, record
+from three_rounds import quick_dvc
 
 POLICY = "data/history/round-0001/challenger"
-
-
-def quick_dvc(root: Path, command: str, *words: str) -> str:
-    """Stands in for DVC where a closing is repeated many times; the other tests run DVC itself."""
-    if command == "add":
-        entry = f"outs:\n- md5: {hash_directory(root / words[-1])}\n  path: {Path(words[-1]).name}\n"
-        (root / f"{words[-1]}.dvc").write_text(entry)
-    return "{}"
 
 
 def table(root: Path) -> list[dict[str, str]]:
