@@ -50,6 +50,7 @@ from retroformer.config import load_config
 from retroformer.errors import Busy, RetroformerError
 from retroformer.journal import alone, lock_runs, record_seconds, take_failure
 from retroformer.pins import read_pins
+from retroformer.preloaded import preloaded
 from retroformer.recovery import leave_with, mend_dvc
 from retroformer.stages import STAGES
 from retroformer.tracking.record import COLUMNS, folder_of, read_records
@@ -180,7 +181,8 @@ def by_itself(work: Callable[[], State[Any]]) -> State[Any]:
         with alone(f"{flow_run.flow_name} {flow_run.name}", flow_run.id or "") as left:
             if left.get("id"):
                 bury(left)
-            return work()
+            with preloaded():
+                return work()
     except Busy as busy:
         return Cancelled(name="Refused", message=str(busy))
     except RetroformerError as error:
@@ -318,7 +320,8 @@ def shielded(work: Callable[[], int]) -> int:
 def run(rounds: int, commit: bool) -> int:
     """Run the flow and print the table. Returns the exit code."""
     try:
-        state = improve(rounds, commit, return_state=True)
+        with preloaded():  # before Prefect's server starts, which takes as long as the imports
+            state = improve(rounds, commit, return_state=True)
     except RuntimeError as error:
         if "Prefect API server" not in str(error):
             raise

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DVC: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 SOURCE = ROOT / "src/retroformer"
-DECIDES_NOTHING = {f"src/retroformer/{name}.py" for name in ("config", "errors", "progress")}
-"""The values of config.py are the params; errors and progress are what is shown."""
+DECIDES_NOTHING = {f"src/retroformer/{name}.py" for name in ("config", "errors", "pools", "preloaded", "progress")}
+"""The values of config.py are the params; errors and progress are what is shown; pools is where it is computed."""
 INPUTS = {"data/champion.json", "data/history", "data/history/tombstones.jsonl", "data/logs"}
 """What crosses rounds, and logs from elsewhere; no stage makes it."""
 

@@ -1,4 +1,4 @@
-"""Where workers run: joblib's processes on this machine, or an engine that spreads work over many.
+"""Where workers run: processes on this machine, or an engine that spreads work over many.
 
 ``dask`` starts one on this machine, ``dask://HOST:PORT`` is a running scheduler. Shards come back by the engine's own
 ways and are written here. What workers need besides lies where they run: this package and the environments' installed,
@@ -8,28 +8,35 @@ and the policy's folder under the same path (a shared file system), unless the p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from typing import Any
 
 from retroformer.errors import ConfigError
+from retroformer.pools import end, pool
 
 
 def spread(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], count: int, cluster: str) -> Iterator[Any]:
     """What `function` returns for each of the jobs' arguments, as they finish, in processes.
 
-    Raises loky's BrokenProcessPool where a process of this machine dies; a cluster's engine does the work of a worker
-    that is gone again by itself.
+    Raises BrokenExecutor where a process of this machine dies; a cluster's engine does the work of a worker that is
+    gone again by itself.
     """
-    from joblib import Parallel, delayed
+    if cluster:
+        from joblib import Parallel, delayed
 
-    calls = (delayed(function)(*job) for job in jobs)
-    options: Any = {"return_as": "generator_unordered", "batch_size": 1}
-    if not cluster:
-        with Parallel(count, inner_max_num_threads=1, **options) as pool:
-            yield from pool(calls)
+        calls = (delayed(function)(*job) for job in jobs)
+        options: Any = {"return_as": "generator_unordered", "batch_size": 1}
+        with connected(cluster, count):
+            yield from Parallel(-1, **options)(calls)
         return
-    with connected(cluster, count):
-        yield from Parallel(-1, **options)(calls)
+    workers = pool(count)
+    try:
+        for future in as_completed([workers.submit(function, *job) for job in jobs]):
+            yield future.result()
+    except BaseException:
+        end(workers)
+        raise
 
 
 @contextmanager

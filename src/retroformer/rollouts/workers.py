@@ -11,6 +11,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -104,7 +105,7 @@ def play_all(
 ) -> Iterator[tuple[Player, list[Played]]]:
     """Play each player's episodes in shards; yields (player, what came of the shard's episodes) in order.
 
-    `workers` 0 means one a core. Workers are processes of joblib's loky, which stay for the next call; this process
+    `workers` 0 means one a core. Workers are processes of a pool (`pools`), which stay for the next call; this process
     imports no model unless it is the only one. Or they are those of a `cluster`, see `clusters`. With a `folder`, each
     shard is written there as soon as it is finished, and what lies there is not played again: it must be one for this
     very work, see `storage.resume_folder`. `replaced` counts processes of environments that had to be replaced.
@@ -151,8 +152,6 @@ def _finished(
         for number in missing:
             yield play_shard(number, shards[number], conditions)
         return
-    from joblib.externals.loky.process_executor import BrokenProcessPool
-
     deaths = 0
     left = dict.fromkeys(missing)
     while left:
@@ -162,7 +161,7 @@ def _finished(
                 del left[number]
                 deaths = 0
                 yield number, shard
-        except BrokenProcessPool as error:
+        except BrokenExecutor as error:
             deaths += 1
             if deaths > RESTARTS:
                 raise EnvironmentFault(

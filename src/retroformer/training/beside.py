@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from retroformer.pools import end, pool
 from retroformer.progress import progress
 
 UPDATES = "updates"
@@ -18,7 +19,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Beside:
-    """`work(folder, parent)` for each folder, in worker processes of joblib's loky that start at once.
+    """`work(folder, parent)` for each folder, in worker processes that start at once.
 
     `parent` is this process's id, for `counted`. Leaving the block ends what still runs.
     """
@@ -30,9 +31,7 @@ class Beside:
         for folder in folders:
             (folder / UPDATES).unlink(missing_ok=True)
         if folders:
-            from joblib.externals.loky import get_reusable_executor
-
-            self.executor = get_reusable_executor(max_workers=min(workers, len(folders)))
+            self.executor = pool(min(workers, len(folders)))
             self.futures = [self.executor.submit(work, folder, os.getpid()) for folder in folders]
 
     def results(self, label: str) -> list[Any]:
@@ -58,7 +57,7 @@ class Beside:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.executor is not None:
-            self.executor.shutdown(kill_workers=True)
+            end(self.executor)
 
 
 @contextmanager
