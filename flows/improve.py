@@ -1,4 +1,4 @@
-"""Close rounds until the asked number is closed: `python flows/improve.py --rounds 4`, from the project's root.
+"""Close rounds until the asked number is closed: `python flows/improve.py --rounds 2`, from the project's root.
 
 Each stage is one task run around `dvc repro --single-item STAGE`, so the scheduled path is the path of `dvc repro`.
 Prefect's embedded server starts with the flow; nothing else needs to run. Where PREFECT_API_URL names a server, the
@@ -158,7 +158,7 @@ def close_round(commit: bool = False) -> State[Any] | None:
 
 
 @flow(name="improve", flow_run_name="to-round-{rounds}")
-def improve(rounds: int = 4, commit: bool = False) -> State[Any]:
+def improve(rounds: int = 2, commit: bool = False) -> State[Any]:
     """Run and close rounds until `rounds` are closed; `commit` commits, tags and pushes each."""
     return by_itself(lambda: close_until(rounds, commit))
 
@@ -347,7 +347,7 @@ def unanswered() -> str:
 def main() -> int:
     """Close the rounds that are missing, then print the table. Returns the exit code."""
     parser = argparse.ArgumentParser(description=improve.__doc__)
-    parser.add_argument("--rounds", type=int, default=4, help="how many rounds are to be closed in the end")
+    parser.add_argument("--rounds", type=int, default=2, help="how many rounds are to be closed in the end")
     parser.add_argument("--commit", action="store_true", help="commit, tag and push each round")
     asked = parser.parse_args()
     try:

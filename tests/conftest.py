@@ -9,9 +9,18 @@ from pathlib import Path
 import pytest
 
 from project import make_project, make_round, record_round
+from retroformer.preloaded import preloaded
 
 LONG = ("test_readme", "test_gate_on_policies", "test_deployments", "test_improve")
 """Files that take minutes: they begin, so that no process waits for them at the end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of all tests in several processes, those that start commands do it hundreds of times: these are forks then."""
+    if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        forks = preloaded()
+        forks.__enter__()
+        config.add_cleanup(lambda: forks.__exit__(None, None, None))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
