@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from retroformer.cli.parsing import Parser, parse, short
+from retroformer.cli.parsing import parse, parser_of, short
 from retroformer.errors import EnvironmentFault
 
 
@@ -17,12 +15,7 @@ def close(arguments: Sequence[str]) -> None:
     """Close the round that `dvc repro` finished."""
     from retroformer.rounds import close as close_round
 
-    parser = Parser(
-        prog="retroformer close",
-        description=inspect.getdoc(close_round),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = parser_of("close", close_round)
     parser.add_argument(
         "--commit",
         action="store_true",
@@ -34,7 +27,7 @@ def close(arguments: Sequence[str]) -> None:
 
 def status(arguments: Sequence[str]) -> None:
     """The table of closed rounds, and where to look."""
-    parse(Parser(prog="retroformer status", description=inspect.getdoc(status), allow_abbrev=False), arguments)
+    parse(parser_of("status", status), arguments)
     from retroformer.tracking.table import show
 
     show()
@@ -44,7 +37,7 @@ def reproduce(arguments: Sequence[str]) -> None:
     """Run a closed round again from git and the DVC remote alone, in a clone, and compare bit for bit."""
     from retroformer import reproducing
 
-    parser = Parser(prog="retroformer reproduce", description=inspect.getdoc(reproducing.reproduce), allow_abbrev=False)
+    parser = parser_of("reproduce", reproducing.reproduce)
     parser.add_argument("number", type=int, metavar="N", help="of the round; it was closed with --commit")
     parser.add_argument("--clone", type=Path, metavar="DIR", help="where to clone to, and to keep it")
     asked = parse(parser, arguments)
@@ -58,7 +51,7 @@ def recover(arguments: Sequence[str]) -> None:
     """
     from retroformer.recovery import mend_dvc, mend_git
 
-    parse(Parser(prog="retroformer recover", description=inspect.getdoc(recover), allow_abbrev=False), arguments)
+    parse(parser_of("recover", recover), arguments)
     print("\n".join([*mend_dvc(), *mend_git()]) or "nothing was left to make good")
 
 
@@ -68,12 +61,7 @@ def check_environment(arguments: Sequence[str]) -> None:
     It is played at random, by its expert where it has one, with its mission swapped, and again in another process.
     The exit code is 2 where something was found.
     """
-    parser = Parser(
-        prog="retroformer check-environment",
-        description=inspect.getdoc(check_environment),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = parser_of("check-environment", check_environment)
     parser.add_argument("name", help="package:task or my_module.MyEnvironment:task; without :task, all of its tasks")
     name = parse(parser, arguments).name
     from retroformer.environments.checker import check_package
@@ -96,7 +84,7 @@ def import_(arguments: Sequence[str]) -> None:
     from retroformer.importers.redaction import PATTERNS
     from retroformer.tombstones import forgotten_ids
 
-    parser = Parser(prog="retroformer import", description=inspect.getdoc(import_), allow_abbrev=False)
+    parser = parser_of("import", import_)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="files or folders; for mlflow also the URI of a store")
     parser.add_argument("--format", required=True, choices=list(FORMATS))
     parser.add_argument("--out", required=True, type=Path, help="folder to write, or of an earlier import to add to")
@@ -139,7 +127,7 @@ def off_policy(arguments: Sequence[str]) -> None:
     """Estimate from logs alone how much better a policy is than what made them, or say that they cannot tell."""
     from retroformer.evaluation.off_policy import command
 
-    parser = Parser(prog="retroformer off-policy", description=inspect.getdoc(off_policy), allow_abbrev=False)
+    parser = parser_of("off-policy", off_policy)
     parser.add_argument(
         "--logs", required=True, type=Path, help="folder of trajectories; their split evaluation is used"
     )
@@ -167,7 +155,7 @@ def export(arguments: Sequence[str]) -> None:
     """Write a folder's trajectories in a format of exchange."""
     from retroformer.importers.importing import export_atif
 
-    parser = Parser(prog="retroformer export", description=inspect.getdoc(export), allow_abbrev=False)
+    parser = parser_of("export", export)
     parser.add_argument("directory", type=Path, metavar="DIR", help="folder with episodes.parquet and steps.parquet")
     parser.add_argument("--format", required=True, choices=["atif"])
     parser.add_argument("--out", required=True, type=Path, help="file to write, one JSON document a line")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retroformer.cli.parsing import Parser, parse
+from retroformer.cli.parsing import parse, parser_of
 from retroformer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,16 +23,6 @@ ROLES = {
 LINKS = {"weights": "was trained on from it", "data": "learned from its runs"}
 DATA = ("data/logs", "data/history", "data/rollouts", "data/validated", "data/batches", "data/challenger")
 """Of the hashes, those that a person looks for; --json has every one."""
-
-
-def parser_of(name: str, described: Callable[..., Any]) -> Parser:
-    """The parser of a command, its help the docstring of its function."""
-    return Parser(
-        prog=f"retroformer {name}",
-        description=inspect.getdoc(described),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
 
 
 def lineage(arguments: Sequence[str]) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retroformer.cli.parsing import Parser, parse, short
+from retroformer.cli.parsing import Parser, parse, parser_of, short
 from retroformer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,14 +45,9 @@ def models(arguments: Sequence[str]) -> None:
     COMMANDS[name](rest)
 
 
-def parser_of(name: str, described: Callable[..., Any]) -> Parser:
-    """The parser of one command, its help the docstring of what does it."""
-    parser = Parser(
-        prog=f"retroformer models {name}",
-        description=inspect.getdoc(described),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parser_with_json(name: str, described: Callable[..., Any]) -> Parser:
+    """The parser of one of these commands; each can print JSON."""
+    parser = parser_of(f"models {name}", described)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -69,7 +62,7 @@ def list_(arguments: Sequence[str]) -> None:
 
     The files decide; where the registry says otherwise, that is told.
     """
-    as_json = parse(parser_of("list", list_), arguments).json
+    as_json = parse(parser_with_json("list", list_), arguments).json
     from retroformer.pins import read_pins
     from retroformer.tracking import aliases, promotions, versions
     from retroformer.tracking.record import read_records
@@ -126,7 +119,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> Any:
 
 def show(arguments: Sequence[str]) -> None:
     """Everything that is known of one version: figures, evidence, data, parameters, promotions."""
-    parser = parser_of("show", show)
+    parser = parser_with_json("show", show)
     parser.add_argument("version", metavar="VERSION", help="a number, champion, or challenger")
     asked = parse(parser, arguments)
     from retroformer.pins import read_pins
@@ -168,7 +161,7 @@ def compare(arguments: Sequence[str]) -> None:
 
     Those are seeds that no gate looks at. The interval is of one comparison: the best of many is partly luck.
     """
-    parser = parser_of("compare", compare)
+    parser = parser_with_json("compare", compare)
     parser.add_argument("one", metavar="A", help="a number, champion, or challenger")
     parser.add_argument("other", metavar="B", help="a number, champion, or challenger")
     asked = parse(parser, arguments)
@@ -236,7 +229,7 @@ def promote(arguments: Sequence[str]) -> None:
     """Put a version into production."""
     from retroformer import promotion
 
-    parser = parser_of("promote", promotion.promote)
+    parser = parser_with_json("promote", promotion.promote)
     parser.add_argument("version", metavar="VERSION", help="a number, or challenger")
     parser.add_argument("--reason", required=True, help="why; it is recorded")
     decide(parser)
@@ -252,7 +245,7 @@ def rollback(arguments: Sequence[str]) -> None:
     """Put back the champion before the last promotion."""
     from retroformer import promotion
 
-    parser = parser_of("rollback", promotion.rollback)
+    parser = parser_with_json("rollback", promotion.rollback)
     parser.add_argument("--reason", default="", help="why; it is recorded")
     parser.add_argument("--expected", default="", metavar="VERSION", help="only if this is what is in production")
     decide(parser)
@@ -286,7 +279,7 @@ def repair(arguments: Sequence[str]) -> None:
     """Set the registry from the files."""
     from retroformer import promotion
 
-    as_json = parse(parser_of("repair", promotion.repair), arguments).json
+    as_json = parse(parser_with_json("repair", promotion.repair), arguments).json
     changed = promotion.repair()
     if as_json:
         print_json(changed)

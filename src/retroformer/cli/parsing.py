@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from retroformer.errors import ConfigError
@@ -16,6 +17,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError."""
         raise ConfigError(message)
+
+
+def parser_of(name: str, described: Callable[..., Any]) -> Parser:
+    """The parser of a command, its help the docstring of the function that does it."""
+    return Parser(
+        prog=f"retroformer {name}",
+        description=inspect.getdoc(described),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
