@@ -3,6 +3,7 @@ PYTHON ?= python3
 ROUNDS ?= 2
 VENV := .venv
 EXTRAS := dask miniwob scienceworld textworld textworld-express
+OPENENV := .venv-openenv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 # Where `make serve` listens; another server by its URL alone.
@@ -10,7 +11,7 @@ deploy arrived: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 deploy arrived: export PREFECT_HOME ?= $(CURDIR)/.prefect
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve deploy arrived test test-extras test-schedule study bench check
+.PHONY: help setup run serve deploy arrived test test-extras test-openenv test-schedule study bench check
 
 help:
 	@echo "make run [ROUNDS=2]  close rounds until ROUNDS are closed, then print the table"
@@ -19,6 +20,7 @@ help:
 	@echo "make arrived LOGS=   copy these logs to the inbox and say so, which starts a round"
 	@echo "make test            all tests but the slow ones"
 	@echo "make test-extras     install the extras (environments, Dask), as far as they can be, and test them"
+	@echo "make test-openenv    the extra openenv, in $(OPENENV), an environment of its own"
 	@echo "make test-schedule   a scheduled run on a real Prefect server and worker, to its close"
 	@echo "make study           the slower studies behind the report's claims; can be resumed"
 	@echo "make bench           every benchmark in full and its page in docs/benchmarks; an hour on an idle machine"
@@ -56,6 +58,17 @@ test-extras: setup
 			|| echo "$$extra could not be installed, its tests are skipped"; \
 	done
 	OMP_NUM_THREADS=1 python -m pytest tests/environments/extras tests/rollouts/extras
+
+# OpenEnv brings Gradio and FastMCP, which want older versions than three of the pins.
+$(OPENENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OPENENV)
+	grep -vE '^(pillow|py-key-value-aio|tomlkit)==' constraints.txt > $(OPENENV)/constraints.txt
+	$(OPENENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OPENENV)/constraints.txt \
+		--editable '.[dev,openenv]'
+	@touch $@
+
+test-openenv: $(OPENENV)/.ready
+	OMP_NUM_THREADS=1 $(OPENENV)/bin/python -m pytest tests/environments/extras/test_openenv.py
 
 # A schedule that silently does nothing is what a manual run never shows.
 test-schedule: setup

@@ -21,7 +21,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The guide's modules in a working folder."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    for name, block in zip(("towers", "till"), BLOCKS, strict=True):
+    for name, block in zip(("towers", "till", "guess"), BLOCKS, strict=True):
         (tmp_path / f"{name}.py").write_text(block)
     yield tmp_path
     packages.import_path.cache_clear()

@@ -108,6 +108,33 @@ def test_a_lexicon_imports_nothing_that_a_log_may_name(folder: Path) -> None:
     assert lexicon(["zoo_trap.Parrot:long"]) == ()
 
 
+def test_a_module_whose_tasks_cannot_be_listed_says_which_it_accepts(folder: Path) -> None:
+    (folder / "zoo_open").mkdir()
+    (folder / "zoo_open/tasks.py").write_text(
+        textwrap.dedent("""
+        from retroformer.errors import EnvironmentFault
+
+        class Parrot:
+            family, reset, step, close = "birds", None, None, None
+
+            def __init__(self, task):
+                self.task = task
+
+        make = Parrot
+
+        def known():
+            return ()
+
+        def accept(task):
+            if not task.isdigit():
+                raise EnvironmentFault(f"zoo_open.tasks has no task {task!r}, expected a number")
+        """)
+    )
+    assert make("zoo_open.tasks:17").task == "17"
+    with pytest.raises(EnvironmentFault, match=r"zoo_open\.tasks has no task 'seven', expected a number"):
+        make("zoo_open.tasks:seven")
+
+
 BROKEN = {
     "zoo_none.Parrot:x": (None, "package zoo_none.Parrot cannot be imported: ModuleNotFoundError: No module named"),
     "zoo_error.Parrot:x": (

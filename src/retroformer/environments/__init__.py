@@ -95,6 +95,10 @@ def split_name(name: str) -> tuple[str, str]:
     package, colon, task = name.partition(":")
     if not colon:
         raise EnvironmentFault(f"environment {name!r} is not of the form package:task, e.g. babyai:P6N3")
+    accept = find(package).accept
+    if accept is not None:
+        accept(task)
+        return package, task
     tasks = known(package)
     if task not in tasks:
         raise EnvironmentFault(f"{package} has no task {task!r}; {nearest(task, tasks)}")

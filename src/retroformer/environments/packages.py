@@ -2,7 +2,8 @@
 
 A package of tasks is one of
 
-- a module with ``make(task)`` and ``known()``, and optionally ``lexicon()``, every word that it can say or be told;
+- a module with ``make(task)`` and ``known()``, and optionally ``lexicon()``, every word that it can say or be told,
+  and ``accept(task)`` where tasks cannot be listed, which raises EnvironmentFault for what cannot be one;
 - a class with ``reset`` and ``step`` (an environment, see `retroformer.environments.protocol`). One that lists its
   ``tasks`` is built with one of them; one that does not is built with nothing, and its only task is ``default``;
 - a class with ``reset`` whose other public methods are tools, see `retroformer.environments.tools`.
@@ -33,6 +34,7 @@ ADAPTERS = {
     "babyai": "retroformer.environments.babyai",
     "desk": "retroformer.environments.desk",
     "miniwob": "retroformer.environments.miniwob",
+    "openenv": "retroformer.environments.openenv",
     "scienceworld": "retroformer.environments.scienceworld",
     "textworld": "retroformer.environments.textworld",
     "textworld-express": "retroformer.environments.textworld_express",
@@ -41,6 +43,7 @@ ADAPTERS = {
 """What ships here."""
 EXTRAS = {
     "miniwob": "pip install 'retroformer[miniwob]' && apt-get install chromium chromium-driver",
+    "openenv": "pip install 'retroformer[openenv]'",
     "scienceworld": "pip install 'retroformer[scienceworld]' && apt-get install default-jre-headless",
     "textworld": "pip install 'retroformer[textworld]'",
     "textworld-express": "pip install 'retroformer[textworld-express]' && apt-get install default-jre-headless",
@@ -57,6 +60,7 @@ class Package:
     build: Callable[..., Any]
     known: Callable[[], Iterable[str]]
     words: Callable[..., Iterable[str]] | None = None
+    accept: Callable[[str], None] | None = None
 
     def make(self, task: str, **telling: str) -> TextEnvironment:
         """The environment of a task. Raises EnvironmentFault where it cannot start or is no environment."""
@@ -169,7 +173,7 @@ def described(name: str, found: Any) -> Package:
                 f"environment package {name} is neither a class nor a module with make(task) and known(): "
                 f"it lacks {' and '.join(lacking)}"
             )
-        return Package(name, found.make, found.known, words)
+        return Package(name, found.make, found.known, words, getattr(found, "accept", None))
     tasks = getattr(found, "tasks", None)
     if isinstance(tasks, str):
         raise EnvironmentFault(f"{name}.tasks is the text {tasks!r}, expected a tuple of task names")

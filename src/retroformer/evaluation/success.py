@@ -57,7 +57,7 @@ def success_tables(
         if name == "gate" and behaviour:
             # The catalogue names a task without its environment.
             columns[Column("behaviour", "true", "sampled")] = {
-                key: behaviour[bare] for key in tasks if (bare := (key[0], key[1].rpartition(":")[2])) in behaviour
+                key: behaviour[bare] for key in tasks if (bare := (key[0], key[1].partition(":")[2])) in behaviour
             }
         order = sorted(columns, key=column_rank)
         rows = [
@@ -77,7 +77,7 @@ def success_tables(
 
 def labels(tasks: Iterable[str]) -> dict[str, str]:
     """Task -> its name; without the environment where all tasks are of the same one."""
-    parts = {task: task.rpartition(":") for task in tasks}
+    parts = {task: task.partition(":") for task in tasks}
     alone = len({environment for environment, _, _ in parts.values()}) == 1
     return {task: name if alone else task for task, (_, _, name) in parts.items()}
 
