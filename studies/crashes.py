@@ -1,9 +1,10 @@
 """SIGKILL at random moments of a round: does every restart end in the same champion, bytes and trajectories?
 
 A campaign is a fresh copy of the project and a micro round in it, run as the flow runs it: each stage by DVC, then the
-closing with its commit; every fifth campaign, first the second, is the flow itself. Kills are drawn uniformly over the
-time that an undisturbed round takes; after each the same command is started again. A campaign ends with a comparison of
-all that a round leaves with what the undisturbed one left.
+closing with its commit; every fifth campaign, first the second, is the flow itself. In two of three campaigns the
+commands are forks of a preloaded process, as they are in the flow: they import nothing, so the kills meet their work.
+Kills are drawn uniformly over the time that an undisturbed round takes; after each the same command is started again. A
+campaign ends with a comparison of all that a round leaves with what the undisturbed one left.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pyarrow.parquet as pq
 from benchmarks.end_to_end import MICRO, copy_project
 
+from retroformer.preloaded import SERVE, preloaded
 from retroformer.progress import progress
 from retroformer.stages import STAGES
 from retroformer.storage import hash_directory, read_json, resume_folder, write_json
@@ -42,13 +45,16 @@ MADE = {"collect": 1, "validate": 2, "curate": 3, "train": 5, "evaluate": 6, "de
 KILLS = 20
 """Of a campaign; of one of the flow, `FLOW_KILLS`."""
 FLOW_EVERY, FLOW_KILLS = 5, 6
+ALONE_EVERY = 3
+"""Every so many campaigns commands import for themselves."""
 WAYS = {"all": 0.6, "deepest": 0.25, "leader": 0.15}
 """Who is killed: the command with all that it started, its last child alone, or it alone while its children live."""
 LONGEST = 600.0
 """Seconds after which a command that was left alone is taken to hang."""
 HOW = f"""\
 A micro round (48 episodes, 12 updates) in a fresh copy of the project, each stage by `dvc repro --single-item`, then
-`retroformer close --commit`; every {FLOW_EVERY}th round by the flow. SIGKILL at moments drawn uniformly over the time
+`retroformer close --commit`; every {FLOW_EVERY}th round by the flow, and of the others two of {ALONE_EVERY} with
+commands that are forks of a preloaded process, as in the flow. SIGKILL at moments drawn uniformly over the time
 that an undisturbed round takes (of the flow: over the first half of it), then the same command again; up to {KILLS}
 kills a round. Compared at the end: the bytes of every output, the pins, `round.json` and `rounds.csv` without their
 seconds, the ids of the history's trajectories, the registry, commits, tags, what is not committed or not pushed, and
@@ -93,7 +99,26 @@ def undisturbed(home: Path) -> Entry:
         seconds = {part: finish(root, part)[0] for part in PARTS}
         outs = {name: hash_directory(root / "data" / name) for name in OUTS}
         write_json(home / "reference.json", {"seconds": seconds, "outs": outs, "state": state(root)})
-    return read_json(home / "reference.json")
+    reference = read_json(home / "reference.json")
+    if "seconds of forks" not in reference:
+        root = fresh(home)
+        with served(root):
+            reference["seconds of forks"] = {part: finish(root, part)[0] for part in PARTS}
+        write_json(home / "reference.json", reference)
+    return reference
+
+
+@contextmanager
+def served(root: Path) -> Iterator[None]:
+    """Commands in this copy are forks of a process that has imported its package."""
+    with mock.patch.dict(os.environ, PYTHONPATH=str(root.resolve() / "src")), preloaded():
+        yield
+
+
+def forks() -> list[psutil.Process]:
+    """Commands that are forks, and what they started."""
+    servers = [one for one in psutil.Process().children() if SERVE in one.cmdline()]
+    return [one for server in servers for one in server.children(recursive=True)]
 
 
 def fresh(home: Path) -> Path:
@@ -148,16 +173,20 @@ def campaign(home: Path, number: int, most: int, reference: Entry) -> list[Entry
     root, chance = fresh(home), random.Random(number)
     (home / "told.txt").unlink(missing_ok=True)
     began, entries, besides = time.monotonic(), [], []
-    seconds = reference["seconds"]
+    forked = number % FLOW_EVERY != 2 and number % ALONE_EVERY != 0
+    seconds = reference["seconds of forks" if forked else "seconds"]
     if number % FLOW_EVERY == 2:
         whole = sum(seconds.values()) + 20  # Prefect's start
         for _ in range(min(most, FLOW_KILLS)):
             entries.append(kill(root, "flow", whole / 2 * chance.random(), way(chance), reference))
         besides += finish(root, "flow")[1]
     else:
-        for part, moments in drawn(seconds, min(most, KILLS), chance).items():
-            entries += [kill(root, part, moment, way(chance), reference) for moment in moments]
-            besides += finish(root, part)[1]
+        with served(root) if forked else nullcontext():
+            for part, moments in drawn(seconds, min(most, KILLS), chance).items():
+                entries += [kill(root, part, moment, way(chance), reference) for moment in moments]
+                besides += finish(root, part)[1]
+    for entry in entries:
+        entry["forked"] = forked
     ended = state(root)
     different = sorted(key for key in reference["state"].keys() | ended.keys() if ended[key] != reference["state"][key])
     if different:
@@ -208,7 +237,7 @@ def kill(root: Path, part: str, after: float, who: str, reference: Entry) -> Ent
 def kill_now(leader: subprocess.Popen[bytes], who: str) -> str:
     """SIGKILL; returns what was running deepest."""
     process = psutil.Process(leader.pid)
-    tree = process.children(recursive=True)
+    tree = [*process.children(recursive=True), *forks()]
     deepest = next((one for one in reversed(tree) if one.is_running()), process)
     name = named(deepest)
     chosen = {"all": [process, *tree], "deepest": [deepest], "leader": [process]}[who]
@@ -224,6 +253,8 @@ def named(process: psutil.Process) -> str:
     """A command in one or two words."""
     try:
         words = [Path(word).name for word in process.cmdline() if not word.startswith("-")]
+        if SERVE in process.cmdline():
+            return "a fork"
     except psutil.Error:
         return "gone"
     known = [word for word in words if word in (*PARTS, "dvc", "git", "retroformer", "uvicorn", "improve.py", "repro")]
@@ -328,8 +359,10 @@ def page(entries: Sequence[Entry]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
     running = Counter(entry["running"] for entry in kills).most_common()
     more = ", ".join(f"{what} {count} times" for what, count in besides.items()) or "nothing"
+    forked = sum(entry.get("forked", False) for entry in kills)
     told = [
-        f"{len(kills)} kills in {len(ends)} rounds. {same} of {len(ends)} rounds ended as the undisturbed one did.",
+        f"{len(kills)} kills in {len(ends)} rounds, {forked} of them where commands were forks. "
+        f"{same} of {len(ends)} rounds ended as the undisturbed one did.",
         f"After a kill, what was finished before was damaged {len(damaged)} times.",
         f"Besides starting the same command again, there was to be done: {more}.",
         *(f"Round {end['campaign']} differs in: {', '.join(end['different'])}." for end in ends if end["different"]),
