@@ -117,8 +117,12 @@ def served(root: Path) -> Iterator[None]:
 
 def forks() -> list[psutil.Process]:
     """Commands that are forks, and what they started."""
-    servers = [one for one in psutil.Process().children() if SERVE in one.cmdline()]
-    return [one for server in servers for one in server.children(recursive=True)]
+    found = []
+    for one in psutil.Process().children():
+        with suppress(psutil.Error):
+            if SERVE in one.cmdline():
+                found += one.children(recursive=True)
+    return found
 
 
 def fresh(home: Path) -> Path:
