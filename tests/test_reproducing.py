@@ -7,7 +7,7 @@ import pytest
 from project import dvc, run
 from retroformer import cli, rounds
 from retroformer.errors import DataError
-from retroformer.reproducing import because, reproduce
+from retroformer.reproducing import because, reproduce, share_remote
 
 
 @pytest.fixture
@@ -68,3 +68,20 @@ def test_why_it_may_differ() -> None:
         "it was made with processor x86_64, AVX512 then, aarch64, DEFAULT here"
     )
     assert because({}, {"torch": "2"}) == "it was made with torch unknown then, 2 here"
+
+
+def test_a_clone_finds_a_remote_by_all_its_settings_and_not_by_those_of_its_commit(
+    project: Path, tmp_path: Path
+) -> None:
+    run(project, "git", "add", "--all")
+    run(project, "git", "commit", "--quiet", "--message", "start")
+    run(project, "git", "clone", "--quiet", ".", str(tmp_path / "clone"))
+    dvc(project, "remote", "modify", "local", "url", "s3://bucket/retroformer")
+    dvc(project, "remote", "modify", "--local", "local", "endpointurl", "https://minio.example.org")
+    dvc(project, "remote", "add", "--default", "second", "../second")
+    share_remote(project, tmp_path / "clone")
+    found = dvc(tmp_path / "clone", "config", "--list").splitlines()
+    assert "remote.local.url=s3://bucket/retroformer" in found
+    assert "remote.local.endpointurl=https://minio.example.org" in found
+    assert "core.remote=second" in found
+    assert f"remote.second.url={project.parent / 'second'}" in found

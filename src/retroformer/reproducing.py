@@ -60,14 +60,19 @@ def reproduce(
 
 
 def share_remote(root: Path, clone: Path) -> None:
-    """Let the clone find the remote: a path is meant from where the project lies, and settings may be local."""
-    for line in dvc(root, "config", "--list").splitlines():
-        name, _, value = line.partition("=")
+    """Let the clone find the remotes of today: a path is meant from where the project lies, settings may be local, and
+    those of the tag's commit may be of an earlier remote (an address on S3 is nothing without its endpoint)."""
+    settings = [line.partition("=")[::2] for line in dvc(root, "config", "--list").splitlines()]
+    for name, value in settings:
         section, _, rest = name.partition(".")
-        if section == "remote" and rest.endswith(".url"):
+        remote, _, option = rest.rpartition(".")
+        if section == "remote" and option == "url":
             relative = "://" not in value and not Path(value).is_absolute()
             path = str((root / ".dvc" / value).resolve()) if relative else value
-            dvc(clone, "remote", "modify", "--local", rest.removesuffix(".url"), "url", path)
+            dvc(clone, "remote", "add", "--local", "--force", "--quiet", remote, path)
+    for name, value in settings:
+        if name == "core.remote" or (name.startswith("remote.") and not name.endswith(".url")):
+            dvc(clone, "config", "--local", "--quiet", name, value)
 
 
 def outputs(root: Path) -> dict[str, str]:

@@ -212,3 +212,34 @@ def test_figures_that_were_not_measured_are_empty(tmp_path: Path) -> None:
 def test_numbers_leave_out_what_is_no_figure() -> None:
     value = {"a": 1, "b": {"c": 0.5, "d": "word", "e": None, "f": [1, 2], "g": float("nan")}, "h": True}
     assert dict(mlflow_view.numbers("x", value)) == {"x.a": 1.0, "x.b.c": 0.5, "x.h": 1.0}
+
+
+def test_a_database_that_does_not_answer_is_told_at_once_and_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import sqlalchemy
+
+    def refuse(url: str) -> None:
+        raise ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(sqlalchemy, "create_engine", refuse)
+        changed.setenv("MLFLOW_TRACKING_URI", "postgresql://who:secret@127.0.0.1:1/mlflow")
+        with pytest.raises(
+            DataError, match=r"127\.0\.0\.1:1/mlflow, needs the module psycopg2: pip install it"
+        ) as told:
+            mlflow_view.client(tmp_path)
+        assert "secret" not in str(told.value)
+    with pytest.raises(DataError, match=r"postgresql://127\.0\.0\.1:port/mlflow, has no address") as told:
+        mlflow_view.answers("postgresql://who:sec@ret@127.0.0.1:port/mlflow")
+    assert "sec" not in str(told.value)
+    said = "unsupported URI 'postgres://who:secret@host/db' for a registry"
+    assert mlflow_view.without_password(said) == "unsupported URI 'postgres://host/db' for a registry"
+
+
+@pytest.mark.slow
+def test_a_wrong_port_of_postgresql_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg2")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://who:secret@127.0.0.1:1/mlflow")
+    with pytest.raises(DataError, match=r"the registry, postgresql://127\.0\.0\.1:1/mlflow, did not"):
+        mlflow_view.client(tmp_path)

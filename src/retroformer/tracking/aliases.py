@@ -14,7 +14,16 @@ from typing import Any
 
 from retroformer.errors import DataError
 from retroformer.pins import Pins
-from retroformer.tracking.mlflow_view import NAME, client, drop_broken, is_there, log_policy, numbers_of, place
+from retroformer.tracking.mlflow_view import (
+    NAME,
+    client,
+    drop_broken,
+    is_there,
+    log_policy,
+    numbers_of,
+    place,
+    without_password,
+)
 from retroformer.tracking.promotions import Promotion, read, standing
 from retroformer.tracking.record import FIGURES
 from retroformer.tracking.versions import Version, version_of, versions_of
@@ -31,7 +40,7 @@ def reachable() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = without_password((str(error).splitlines() or [type(error).__name__])[0])
         if "locked" in said:
             said = "database is locked by another program; try again when that is done"
         raise DataError(f"the registry, {place()}, did not answer: {said}") from error

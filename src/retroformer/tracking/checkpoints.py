@@ -12,7 +12,7 @@ from typing import Any
 
 from retroformer.errors import DataError, PinMismatch
 from retroformer.storage import hash_directory
-from retroformer.tracking.mlflow_view import ARTIFACTS, DATABASE, follow_move
+from retroformer.tracking.mlflow_view import ARTIFACTS, DATABASE, DATABASES, answers, follow_move, without_password
 
 URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
@@ -34,6 +34,9 @@ def checkpoint(uri: str) -> Iterator[Path]:
     from mlflow.exceptions import MlflowException
 
     stores = {"tracking_uri": mlflow.get_tracking_uri(), "registry_uri": mlflow.get_registry_uri()}
+    for url in set(stores.values()):
+        if url.startswith(DATABASES[1:]):
+            answers(url)
     if not mlflow.is_tracking_uri_set():
         stores = dict.fromkeys(stores, project_store())
     try:
@@ -48,8 +51,8 @@ def checkpoint(uri: str) -> Iterator[Path]:
                 )
             yield folder
     except MlflowException as error:
-        told = str(error.message).splitlines()[0]
-        raise DataError(f"{uri} cannot be had from {stores['registry_uri']}: {told}") from None
+        told = without_password(str(error.message).splitlines()[0])
+        raise DataError(f"{uri} cannot be had from {without_password(stores['registry_uri'])}: {told}") from None
 
 
 def project_store() -> str:

@@ -70,9 +70,38 @@ def is_there(root: Path) -> bool:
     return bool(elsewhere()) or (root / DATABASE).is_file()
 
 
-def place() -> str:
-    """The store's name for people: without the password that a URI may hold."""
-    return re.sub(r"(?<=://)[^/]*@", "", elsewhere()) or str(DATABASE)
+def place(url: str = "") -> str:
+    """A store's name for people, by default this one's: without the password that a URI may hold."""
+    return without_password(url or elsewhere()) or str(DATABASE)
+
+
+def without_password(text: str) -> str:
+    """A URI, or what was said of one, without who asks and with which password."""
+    return re.sub(r"(?<=://)\S*@", "", text)
+
+
+def answers(url: str) -> None:
+    """Connect to a database once: MLflow tries for two minutes, in silence, also where the password is wrong.
+
+    Raises DataError.
+    """
+    import sqlalchemy.exc
+
+    try:
+        engine = sqlalchemy.create_engine(url)
+    except ModuleNotFoundError as error:
+        raise DataError(f"the registry, {place(url)}, needs the module {error.name}: pip install it") from None
+    except (ValueError, sqlalchemy.exc.ArgumentError):  # their words may have a part of the password
+        raise DataError(
+            f"the registry, {place(url)}, has no address that can be read; in a password, @ is written %40, "
+            "and other special characters likewise"
+        ) from None
+    try:
+        engine.connect().close()
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise DataError(f"the registry, {place(url)}, did not answer: {str(error).splitlines()[0]}") from None
+    finally:
+        engine.dispose()
 
 
 def client(root: Path) -> Any:
@@ -86,9 +115,12 @@ def client(root: Path) -> Any:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # half a minute of attempts; by default, four minutes
     }.items():
         os.environ.setdefault(key, value)
     url = elsewhere()
+    if url.startswith(DATABASES[1:]):
+        answers(url)
     database, artifacts = (root / DATABASE).resolve(), (root / ARTIFACTS).resolve()
     served = "://" in url and not url.startswith(DATABASES)
     if not served:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from retroformer.errors import DataError
+from retroformer.tracking.mlflow_view import place
 
 PAGE = 100
 
@@ -37,7 +38,7 @@ def read_traces(uri: str, experiments: list[str]) -> Iterator[tuple[str, dict[st
                 locations=ids, max_results=PAGE, order_by=["timestamp_ms ASC"], page_token=token, include_spans=True
             )
             for trace in page:
-                yield f"{uri}:{trace.info.trace_id}", trace.to_dict()
+                yield f"{place(uri)}:{trace.info.trace_id}", trace.to_dict()
             token = page.token
             if not token:
                 return
