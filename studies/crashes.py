@@ -48,7 +48,8 @@ FLOW_EVERY, FLOW_KILLS = 5, 6
 ALONE_EVERY = 3
 """Every so many campaigns commands import for themselves."""
 WAYS = {"all": 0.6, "deepest": 0.25, "leader": 0.15}
-"""Who is killed: the command with all that it started, its last child alone, or it alone while its children live."""
+"""Who is killed: the command with all that it started, its last child alone (but none in which environments live), or
+it alone while its children live."""
 LONGEST = 600.0
 """Seconds after which a command that was left alone is taken to hang."""
 HOW = f"""\
@@ -58,7 +59,8 @@ commands that are forks of a preloaded process, as in the flow. SIGKILL at momen
 that an undisturbed round takes (of the flow: over the first half of it), then the same command again; up to {KILLS}
 kills a round. Compared at the end: the bytes of every output, the pins, `round.json` and `rounds.csv` without their
 seconds, the ids of the history's trajectories, the registry, commits, tags, what is not committed or not pushed, and
-what killed writes left."""
+what killed writes left. A process in which environments live is not killed by itself: that is no crash of the command
+but an episode's error, which is recorded and tried again, so the round has one trajectory more."""
 Entry = dict[str, Any]
 
 
@@ -242,7 +244,7 @@ def kill_now(leader: subprocess.Popen[bytes], who: str) -> str:
     """SIGKILL; returns what was running deepest."""
     process = psutil.Process(leader.pid)
     tree = [*process.children(recursive=True), *forks()]
-    deepest = next((one for one in reversed(tree) if one.is_running()), process)
+    deepest = next((one for one in reversed(tree) if one.is_running() and not of_environments(one)), process)
     name = named(deepest)
     chosen = {"all": [process, *tree], "deepest": [deepest], "leader": [process]}[who]
     for stop in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that none sees the end of another
@@ -251,6 +253,14 @@ def kill_now(leader: subprocess.Popen[bytes], who: str) -> str:
                 if stop == signal.SIGKILL or who == "all":
                     one.send_signal(stop)
     return name
+
+
+def of_environments(process: psutil.Process) -> bool:
+    """Whether environments live there. The end of such a process is an episode's error, recorded and tried again."""
+    try:
+        return "multiprocessing.forkserver" in " ".join(process.cmdline())
+    except psutil.Error:
+        return True
 
 
 def named(process: psutil.Process) -> str:
