@@ -40,7 +40,9 @@ def reachable() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
-        said = without_password((str(error).splitlines() or [type(error).__name__])[0])
+        lines = str(error).splitlines() or [type(error).__name__]
+        # The database's own words, where SQLAlchemy puts some of its own before them.
+        said = without_password(next((line for line in lines if "Error) " in line), lines[0]))
         if "locked" in said:
             said = "database is locked by another program; try again when that is done"
         raise DataError(f"the registry, {place()}, did not answer: {said}") from error
