@@ -14,6 +14,7 @@ from retroformer.cli import stages
 from retroformer.config import CollectConfig, CurateConfig, TasksConfig, ValidateConfig
 from retroformer.errors import DataError
 from retroformer.journal import read_seconds, take_failure
+from retroformer.preloaded import ADDRESS
 from retroformer.stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,7 +184,10 @@ def test_away_from_a_project_nothing_is_written(in_a_project: Path) -> None:
     assert not (in_a_project / ".resume").exists()
 
 
-def test_an_interrupt_while_modules_are_imported_is_one_line(in_a_project: Path) -> None:
+def test_an_interrupt_while_modules_are_imported_is_one_line(
+    in_a_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ADDRESS, raising=False)  # a fork imports nothing
     (in_a_project / "yaml.py").write_text("raise KeyboardInterrupt")  # config imports it
     words = [sys.executable, "-c", "from retroformer.__main__ import main; raise SystemExit(main())"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

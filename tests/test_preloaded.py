@@ -25,10 +25,12 @@ RETROFORMER = str(Path(sys.executable).with_name("retroformer"))
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[psutil.Process]:
-    """The process that forks."""
-    with preloaded.preloaded():
-        [child] = [one for one in psutil.Process().children() if preloaded.SERVE in one.cmdline()]
-        yield child
+    """The process that forks; one of this file's own, where the run of tests has one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(preloaded.ADDRESS, raising=False)
+        with preloaded.preloaded():
+            [child] = [one for one in psutil.Process().children() if preloaded.SERVE in one.cmdline()]
+            yield child
 
 
 def start(*words: str, folder: Path) -> subprocess.Popen[str]:

@@ -195,7 +195,12 @@ class Server:
         for one in (self.listener, line, *self.running.values()):
             one.close()
         become(request, files)
-        sys.exit(self.main())
+        code = self.main()
+        try:
+            sys.stdout.flush()
+        except OSError:  # it was told, and must not change the exit code
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(code)
 
     def close(self) -> None:
         """End all that still runs."""

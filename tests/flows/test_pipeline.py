@@ -107,4 +107,6 @@ def test_two_rounds_then_a_second_clone_that_reproduces_them(tmp_path: Path) -> 
         assert read_json(again / "data/training/train.json")["machine"] == kind_of_machine()
 
     written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
-    assert not [path for path in written if re.search(rb"marked-[A-Z]", path.read_bytes())], "a secret of the environment"
+    assert not [path for path in written if re.search(rb"marked-[A-Z]", path.read_bytes())], (
+        "a secret of the environment"
+    )
