@@ -181,8 +181,7 @@ def by_itself(work: Callable[[], State[Any]]) -> State[Any]:
         with alone(f"{flow_run.flow_name} {flow_run.name}", flow_run.id or "") as left:
             if left.get("id"):
                 bury(left)
-            with preloaded():
-                return work()
+            return work()
     except Busy as busy:
         return Cancelled(name="Refused", message=str(busy))
     except RetroformerError as error:
@@ -201,6 +200,7 @@ def bury(left: dict[str, Any]) -> None:
             client.set_flow_run_state(run.id, Crashed(message=message), force=True)
 
 
+@preloaded()
 def close_until(rounds: int, commit: bool) -> State[Any]:
     """Run and close rounds; the state that a stage or a closing stopped at, else that of the last verdict."""
     source, format = load_config().collect.source, load_config().collect.format

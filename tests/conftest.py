@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ LONG = ("test_readme", "test_gate_on_policies", "test_deployments", "test_improv
 def pytest_configure(config: pytest.Config) -> None:
     """Of all tests in several processes, those that start commands do it hundreds of times: these are forks then."""
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
-        forks = preloaded()
-        forks.__enter__()
-        config.add_cleanup(lambda: forks.__exit__(None, None, None))
+        forks = ExitStack()
+        forks.enter_context(preloaded())
+        config.add_cleanup(forks.close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -100,6 +100,18 @@ def test_a_signal_ends_the_fork_too(served: psutil.Process, tmp_path: Path, numb
     assert not (root / "data/rollouts").exists()
 
 
+def test_who_asks_and_is_gone_takes_nothing_with_it(served: psutil.Process, tmp_path: Path) -> None:
+    for _ in range(5):
+        process = start("--version", folder=tmp_path)
+        time.sleep(0.05)
+        process.kill()
+        process.communicate()
+    eventually(lambda: not served.children())
+    assert served.is_running()
+    assert served.status() != psutil.STATUS_ZOMBIE
+    test_says_and_ends_as_the_command_by_itself(served, tmp_path)
+
+
 def test_runs_by_itself_where_the_package_changed_or_nobody_listens(
     served: psutil.Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

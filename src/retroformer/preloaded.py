@@ -188,7 +188,8 @@ class Server:
             for file in files:
                 os.close(file)
         self.running[child] = line
-        line.sendall(child.pid.to_bytes(8))
+        with suppress(OSError):  # who asked is gone already: the next look ends the fork
+            line.sendall(child.pid.to_bytes(8))
 
     def run(self, request: dict[str, Any], files: list[int], line: socket.socket) -> None:
         """In the fork: let go of what is the server's, become the process that asked, do its command."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from retroformer.errors import DataError, PinMismatch
 from retroformer.storage import hash_directory
-from retroformer.tracking.mlflow_view import ARTIFACTS, DATABASE, DATABASES, answers, follow_move, without_password
+from retroformer.tracking.mlflow_view import ARTIFACTS, DATABASE, answers, follow_move, without_password
 
 URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
@@ -35,8 +35,7 @@ def checkpoint(uri: str) -> Iterator[Path]:
 
     stores = {"tracking_uri": mlflow.get_tracking_uri(), "registry_uri": mlflow.get_registry_uri()}
     for url in set(stores.values()):
-        if url.startswith(DATABASES[1:]):
-            answers(url)
+        answers(url)
     if not mlflow.is_tracking_uri_set():
         stores = dict.fromkeys(stores, project_store())
     try:

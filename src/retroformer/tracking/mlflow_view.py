@@ -81,10 +81,12 @@ def without_password(text: str) -> str:
 
 
 def answers(url: str) -> None:
-    """Connect to a database once: MLflow tries for two minutes, in silence, also where the password is wrong.
+    """Connect once, if it is a database's: MLflow tries for two minutes, in silence, also where the password is wrong.
 
     Raises DataError.
     """
+    if not url.startswith(DATABASES[1:]):
+        return
     import sqlalchemy.exc
 
     try:
@@ -119,8 +121,7 @@ def client(root: Path) -> Any:
     }.items():
         os.environ.setdefault(key, value)
     url = elsewhere()
-    if url.startswith(DATABASES[1:]):
-        answers(url)
+    answers(url)
     database, artifacts = (root / DATABASE).resolve(), (root / ARTIFACTS).resolve()
     served = "://" in url and not url.startswith(DATABASES)
     if not served:
