@@ -36,6 +36,8 @@ RULES = (
     ("/retroformer/training/", "data"),
 )
 """What a frame in such a file does; the innermost frame with a rule decides. What is left of a stage is data."""
+forks = 0
+"""How many forks this process is from the start of its interpreter."""
 IMPORTS = "<frozen importlib._bootstrap>"
 STAGES = "/retroformer/stages/"
 
@@ -70,7 +72,8 @@ class Sampler:
         self.seen = {}
         self.last = time.time()
         self.lock = threading.Lock()
-        self.write({"pid": os.getpid(), "started": self.last, "words": sys.orig_argv})
+        self.told = False
+        self.started = self.last
         threading.Thread(target=self.run, daemon=True).start()
 
     def run(self):
@@ -104,9 +107,14 @@ class Sampler:
             self.seen = {}
 
     def write(self, line):
-        """Append one line."""
+        """Append one line; before the first, who this is: a fork learns its arguments only after it began."""
+        lines = [line]
+        if not self.told:
+            words = [*sys.orig_argv, *(sys.argv if forks else ())]
+            lines.insert(0, {"pid": os.getpid(), "started": self.started, "words": words, "forks": forks})
+            self.told = True
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write("".join(json.dumps(one) + "\n" for one in lines))
 
     def finish(self):
         """What the last bin holds."""
@@ -116,12 +124,19 @@ class Sampler:
 
 
 def start():
-    """Begin in this process; a fork begins anew."""
+    """Begin in this process."""
     global sampler
     sampler = Sampler()
 
 
+def start_in_fork():
+    """Begin anew, one fork farther."""
+    global forks
+    forks += 1
+    start()
+
+
 if FOLDER:
     start()
-    os.register_at_fork(after_in_child=start)
+    os.register_at_fork(after_in_child=start_in_fork)
     atexit.register(lambda: sampler.finish())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from project import HERE
+from retroformer.preloaded import SERVE
 from retroformer.storage import read_json
 
 FLOW, DVC, STAGE = (
@@ -59,6 +60,29 @@ def test_waiting_is_split_as_the_workers_time_was(bench: Any) -> None:
             ("collect", "workers without work"): 0.5 * 0.4 / 0.8,
         }
     )
+
+
+def test_waiting_for_environments_is_their_work(bench: Any) -> None:
+    fork = ["python", "-B", "-c", "from multiprocessing.forkserver import main"]
+    apart = process(bench, 0.2, fork, {0: {("", "environments"): 0.2, ("", "waiting"): 0.3}})
+    apart.forks = 1
+    processes = [
+        process(bench, 0.0, STAGE, {0: {("collect", "waiting"): 0.5}}),
+        process(bench, 0.1, WORKER, {0: {("", "data"): 0.1, ("", "waiting"): 0.4}}),
+        process(bench, 0.1, fork, {0: {("", "outside"): 0.5}}),
+        apart,
+    ]
+    assert bench("breakdown").breakdown(processes, 0.0, 0.5) == pytest.approx(
+        {("collect", "data"): 0.1, ("collect", "environments"): 0.2, ("collect", "workers without work"): 0.2}
+    )
+
+
+def test_forks_of_the_preloaded_process_are_what_they_do(bench: Any) -> None:
+    words = ["python", "-c", SERVE, "/tmp/socket"]
+    kinds = [(words, 0), ([*words, "retroformer", "train"], 1), ([*words, "retroformer", "close"], 1)]
+    kinds.append(([*words, "retroformer", "train"], 2))
+    found = [bench("breakdown").Process(0.0, said, forks=forks).kind for said, forks in kinds]
+    assert found == ["background", "command line", "closing", "worker"]
 
 
 def test_the_server_in_the_background_is_waited_for_by_nobody(bench: Any) -> None:
