@@ -231,13 +231,13 @@ def become(request: dict[str, Any], files: list[int]) -> None:
 
 
 def end(process: int) -> None:
-    """End a process and all that it started."""
+    """End a process and all that it started, itself last, as it may be this one."""
     import psutil
 
-    with suppress(psutil.NoSuchProcess):
+    with suppress(psutil.Error):
         top = psutil.Process(process)
-        for one in (top, *top.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):
+        for one in (*top.children(recursive=True), top):
+            with suppress(psutil.Error):
                 one.kill()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import threading
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from retroformer.errors import DataError
+from retroformer.preloaded import end
 
 LOOK = 0.25
 """Seconds between two looks at whether the parent is there."""
@@ -36,14 +36,7 @@ def leave_with(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(LOOK)
-        import psutil
-
-        for child in psutil.Process().children(recursive=True):
-            try:
-                child.kill()
-            except psutil.NoSuchProcess:
-                continue
-        os.kill(os.getpid(), signal.SIGKILL)
+        end(os.getpid())
 
     threading.Thread(target=watch, name="leave-with-parent", daemon=True).start()
 

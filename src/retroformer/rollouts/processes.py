@@ -25,6 +25,7 @@ import psutil
 
 from retroformer.environments import ADAPTERS
 from retroformer.errors import EnvironmentFault, RetroformerError
+from retroformer.preloaded import end
 
 CONTEXT: Any = multiprocessing.get_context("forkserver")
 
@@ -80,15 +81,9 @@ class Process:
     def end(self) -> None:
         """End it with all that it started."""
         pid = self.process.pid
-        try:
-            below = psutil.Process(pid).children(recursive=True)
-        except psutil.Error:
-            below = []
+        end(pid)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-        for one in below:
-            with suppress(psutil.Error):
-                one.kill()
         self.process.kill()
         self.process.join()
         self.process.close()
