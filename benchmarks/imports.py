@@ -1,7 +1,8 @@
-"""Importing chat logs against a plain `json.loads` loop over the same file; and how long and large an import gets.
+"""Importing chat logs against a plain `json.loads` loop over the same file; and how large an import gets.
 
-The file is made here: runs of a tool-calling agent, six calls each with short results, the case in which the work on
-each message, rather than its length, decides. The loop reads and parses each line and keeps nothing.
+The files are made here: runs of a tool-calling agent, six calls each. With short results the work on each message
+decides, with long ones their length. The loop reads and parses each line and keeps nothing; the import is the command
+that a user types, its start included.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import QUICK_REPS, REPS, Report, interleave, peak_megabytes
+from benchmarks.measure import QUICK_REPS, Report, Taken, interleave, peak_megabytes
 from retroformer.environments.splits import of_instance
 from retroformer.importers.conversation import Rules
 from retroformer.importers.importing import import_logs
@@ -26,50 +27,67 @@ CALLS = 6
 TOOL = {"name": "find", "description": "Find an order.", "parameters": {"type": "object", "properties": {}}}
 CASES = {"short_results": 100, "long_results": 2000}
 """Characters of a tool's result."""
+MEGABYTES, QUICK_MEGABYTES = 1024, 8
+"""Of each file: 1 GiB, over which what starts first does not count."""
+LARGE_REPS = 3
+"""A gibibyte takes a minute, and its median does not move much."""
 
 
 def measure(quick: bool) -> Report:
-    """Records per second of an import in this process (CPU time) and with a worker a core (wall time)."""
-    report = Report("imports", QUICK_REPS if quick else REPS)
+    """The command's wall seconds beside the loop's, and CPU seconds of an import in this process, without workers."""
+    report = Report("imports", QUICK_REPS if quick else LARGE_REPS)
     report.notes = [
-        "import_*_1: CPU seconds of one process; import_*_workers: wall seconds, which a shared machine stretches",
-        "the loop: json.loads of each line, its value thrown away; the import parses, checks, converts and writes",
+        "`import_*`: wall seconds of `retroformer import`, which has a worker a core for what is large, beside the "
+        "loop's. The loop: json.loads of each line, its value thrown away.",
+        "`import_*_1`: CPU seconds of one process on an eighth of the file, at most 64 MiB. `peak_megabytes` is its "
+        "memory above what was there before.",
     ]
-    megabytes, cores = 8 if quick else 64, len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as folder:
+    size = (QUICK_MEGABYTES if quick else MEGABYTES) * 2**20
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         for case, characters in CASES.items():
-            path = Path(folder) / f"{case}.jsonl"
-            records = write_runs(path, megabytes * 2**20, characters)
-
-            def once(workers: int, path: Path = path) -> Callable[[], Any]:
-                return lambda: imported(path, workers)
-
-            def yardstick(path: Path = path) -> None:
-                loop(path)
-
-            taken = interleave({"json": yardstick, "import": once(1)}, report.reps)
-            walls: dict[str, list[float]] = {"json": [], "import": []}
+            whole, part = folder / f"{case}.jsonl", folder / f"{case}-part.jsonl"
+            records = write_runs(whole, size, characters)
+            some = write_runs(part, min(64 * 2**20, size // 8), characters)
+            command = Taken(), Taken()
             for _ in range(report.reps):
-                for name, run in (("json", yardstick), ("import", once(cores))):
+                for taken, run in zip(command, (loop, typed), strict=True):
                     started = time.perf_counter()
-                    run()
-                    walls[name].append(time.perf_counter() - started)
-            least = {name: min(seconds) for name, seconds in walls.items()}
-            report.cases.append(
-                {
-                    "case": case,
-                    "megabytes": path.stat().st_size / 1e6,
-                    "records": records,
-                    "json_per_second": records / taken["json"].median,
-                    "import_per_second": records / taken["import"].median,
-                    "wall_json_per_second": records / least["json"],
-                    "wall_import_per_second": records / least["import"],
-                    "peak_megabytes": peak_megabytes(once(1)),
-                }
-            )
-            report.ratios[f"import_{case}_1"] = taken["json"].median / taken["import"].median
-            report.ratios[f"import_{case}_workers"] = least["json"] / least["import"]
+                    run(whole)
+                    taken.repetitions.append(time.perf_counter() - started)
+            whole_size = whole.stat().st_size
+            whole.unlink()
+            single = interleave({"json": lambda part=part: loop(part), "import": lambda part=part: here(part)}, 5)
+            for variant, taken in zip(("json.loads", "import"), command, strict=True):
+                report.cases.append(
+                    {
+                        "case": case,
+                        "variant": variant,
+                        "seconds": taken.as_json(),
+                        "megabytes": whole_size / 1e6,
+                        "records": records,
+                        "records_per_second": records / taken.median,
+                        "cpu_records_per_second": some / single[variant.split(".")[0]].median,
+                        "peak_megabytes": peak_megabytes(lambda part=part: here(part)) if variant == "import" else None,
+                    }
+                )
+            report.ratios[f"import_{case}"] = command[0].median / command[1].median
+            report.ratios[f"import_{case}_1"] = single["json"].median / single["import"].median
     return report
+
+
+def typed(path: Path) -> None:
+    """The import as a user has it."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as out:
+        words = ["import", "--format", "openai-chat", str(path), "--out", os.path.join(out, "logs")]
+        subprocess.run([sys.executable, "-m", "retroformer", *words], check=True, capture_output=True)
+
+
+def here(path: Path) -> None:
+    """An import in this process into a folder that is thrown away."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as out:
+        rules = Rules(OutcomeRule(), of_instance)
+        import_logs([path], "openai-chat", Path(out) / "logs", rules, workers=1, afresh=True)
 
 
 def loop(path: Path) -> None:
@@ -77,13 +95,6 @@ def loop(path: Path) -> None:
     with path.open("rb") as lines:
         for line in lines:
             json.loads(line)
-
-
-def imported(path: Path, workers: int) -> None:
-    """One import into a folder that is thrown away."""
-    out = path.with_suffix(".out")
-    import_logs([path], "openai-chat", out, Rules(OutcomeRule(), of_instance), workers=workers, afresh=True)
-    shutil.rmtree(out)
 
 
 def write_runs(path: Path, size: int, characters: int) -> int:

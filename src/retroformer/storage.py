@@ -67,6 +67,8 @@ STEPS = pa.schema(
     metadata={"retroformer_schema": str(SCHEMA_VERSION)},
 )
 
+PACKED: dict[str, Any] = {"compression": "zstd", "compression_level": 1}
+"""How every table is packed: half the size of Parquet's default (snappy) for logs, and written as fast (measured)."""
 ROW_GROUP = 4 * 2**20
 """Characters of text in a row group that is written as trajectories arrive."""
 WRITING = ".writing-"
@@ -301,7 +303,7 @@ def write_trajectories(directory: Path, trajectories: Iterable[Trajectory]) -> N
 def write_parquet(directory: Path, episodes: pa.Table, steps: pa.Table) -> None:
     """Write the two tables into an existing folder."""
     for name, table in (("episodes", episodes), ("steps", steps)):
-        pq.write_table(table.combine_chunks(), Path(directory) / f"{name}.parquet")
+        pq.write_table(table.combine_chunks(), Path(directory) / f"{name}.parquet", **PACKED)
 
 
 def merge_tables(parts: Sequence[Path], directory: Path, without: Collection[str] = ()) -> None:
@@ -353,8 +355,8 @@ class TrajectoryWriter:
     """
 
     def __init__(self, directory: Path):
-        self.episodes = pq.ParquetWriter(Path(directory) / "episodes.parquet", EPISODES)
-        self.steps = pq.ParquetWriter(Path(directory) / "steps.parquet", STEPS)
+        self.episodes = pq.ParquetWriter(Path(directory) / "episodes.parquet", EPISODES, **PACKED)
+        self.steps = pq.ParquetWriter(Path(directory) / "steps.parquet", STEPS, **PACKED)
         self.waiting: list[Trajectory] = []
         self.size = 0
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from retroformer.errors import ContractBroken, DataError
 from retroformer.importers import records
+from retroformer.importers.converting import _received, _sent
 from retroformer.importers.importing import import_logs
-from retroformer.importers.records import UNREAD, Record, files_of, json_records, parse
+from retroformer.importers.records import MARK, UNREAD, Record, files_of, json_records, parse
 from retroformer.storage import hash_directory, read_trajectories
 from tiny_logs import REFUND, import_chat, quarantined, rules, write_lines
 
@@ -126,6 +128,35 @@ def test_workers_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
     before = hash_directory(tmp_path / "out")
     import_chat(tmp_path, made, workers=2, afresh=True)
     assert hash_directory(tmp_path / "out") == before
+
+
+def test_workers_read_files_of_every_kind_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retroformer.importers.converting.CHUNK_RECORDS", 3)
+    monkeypatch.setattr("retroformer.importers.records.MAX_RECORD", 4000)
+    lines = [json.dumps({**REFUND, "id": f"r{n}"}).encode() + b"\n" for n in range(9)]
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    odd = [MARK + lines[0], b"\n  \n", lines[1], b'{"id": "' + b"x" * 9000 + b'"}\n', b'{"a": "\xff"}\n', lines[2][:-1]]
+    (logs / "a: odd.jsonl").write_bytes(b"".join(odd))
+    (logs / "b.jsonl").write_bytes(b"".join(lines[3:6]))
+    (logs / "c.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[6:])))
+    made = {}
+    for workers in (1, 2):
+        out = tmp_path / f"out{workers}"
+        report = import_logs([logs], "openai-chat", out, rules(), workers=workers)
+        assert (report["accepted"], report["reasons"]) == (9, {"not_utf8": 1, "too_large": 1})
+        made[workers] = hash_directory(out)
+    assert made[1] == made[2]
+
+
+def test_a_file_that_is_cut_meanwhile_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_lines(path, [REFUND])
+    chunk = list(json_records([path], lambda count: None))
+    sent: Any = _sent(chunk)
+    path.write_bytes(b"{")
+    with pytest.raises(DataError, match=r"a\.jsonl was cut while it was read"):
+        list(_received(sent))
 
 
 def test_a_second_import_adds_nothing_twice(tmp_path: Path) -> None:

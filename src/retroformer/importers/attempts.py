@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from retroformer.storage import EPISODES, stream_table
+from retroformer.storage import EPISODES, PACKED, stream_table
 
 ELSEWHERE = "not in these logs"
 """Stands for the id of an attempt that a later one follows and no log has."""
@@ -32,7 +32,7 @@ def link_attempts(path: Path) -> None:
             for key in (place, (*place, row["policy"])):
                 found[key] = min(found.get(key, row["trajectory_id"]), row["trajectory_id"])
     linked = path.with_name("linked.parquet")
-    with pq.ParquetWriter(linked, EPISODES) as writer:
+    with pq.ParquetWriter(linked, EPISODES, **PACKED) as writer:
         for batch in stream_table(path, EPISODES):
             rows = batch.to_pylist()
             for row in rows:

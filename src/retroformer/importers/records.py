@@ -20,6 +20,8 @@ from retroformer.errors import DataError
 
 MAX_RECORD = 32 * 2**20
 """Bytes that one record may have; more than any model reads, and what bounds the memory of an import."""
+BUFFER = 2**20
+"""Bytes that are read at a time."""
 SHOWN = 1000
 """Bytes of an oversized record that quarantine keeps."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
@@ -42,6 +44,8 @@ class Record:
     value: Any = UNREAD
     raw: bytes = b""
     """Its text where it was read from a file; quarantine keeps it."""
+    start: int = -1
+    """Where its text begins in that file, in bytes, if the file is not packed."""
 
 
 class Rejected(Exception):
@@ -88,7 +92,7 @@ def json_records(files: Iterable[Path], advance: Advance) -> Iterator[Record | R
     """
     for path in files:
         try:
-            with path.open("rb") as raw:
+            with path.open("rb", buffering=BUFFER) as raw:
                 yield from _of_file(path, raw, advance)
         except OSError as error:
             if isinstance(error, gzip.BadGzipFile):
@@ -101,13 +105,14 @@ def _of_file(path: Path, raw: IO[bytes], advance: Advance) -> Iterator[Record | 
     packed = raw.read(2) == GZIP
     raw.seek(0)
     file: Any = gzip.GzipFile(fileobj=raw) if packed else raw
-    told = number = 0
+    told = number = start = 0
     try:
         if path.name.removesuffix(".gz").endswith(".json") and not _first_line_is_a_record(file):
             yield from _document(path, file)
             advance(path.stat().st_size)
             return
         for number, line in enumerate(iter(partial(file.readline, MAX_RECORD + 1), b""), 1):
+            end = start + len(line)
             if number == 1:
                 line = line.removeprefix(MARK)
             source = f"{path}:{number}"
@@ -115,9 +120,11 @@ def _of_file(path: Path, raw: IO[bytes], advance: Advance) -> Iterator[Record | 
                 size, more = len(line), line
                 while not more.endswith(b"\n") and (more := file.readline(MAX_RECORD)):
                     size += len(more)
+                    end += len(more)
                 yield _too_large(source, size, line)
             elif not line.isspace():
-                yield Record(source, raw=line)
+                yield Record(source, UNREAD, line, -1 if packed else end - len(line))
+            start = end
             if number % 64 == 0:
                 place = raw.tell()
                 advance(place - told)

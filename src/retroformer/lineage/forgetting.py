@@ -31,6 +31,7 @@ from retroformer.lineage.versions import ROLES, Version, descendants, links, lis
 from retroformer.lineage.where import TEXT, Condition, matching
 from retroformer.pins import read_pins
 from retroformer.rounds import commit, dvc, exclusively, git
+from retroformer.storage import PACKED
 from retroformer.tombstones import TOMBSTONES, ids_of, read_tombstones, write_tombstones
 from retroformer.tracking.record import HISTORY, folder_of
 
@@ -275,7 +276,7 @@ def rewrite(path: Path, ids: frozenset[str]) -> None:
                 writer = csv.writer(new, lineterminator="\n")
                 writer.writerows(row for row in csv.reader(file) if not row or row[0] not in ids)
         else:
-            with pq.ParquetFile(path) as file, pq.ParquetWriter(half, file.schema_arrow) as new:
+            with pq.ParquetFile(path) as file, pq.ParquetWriter(half, file.schema_arrow, **PACKED) as new:
                 for number in range(file.num_row_groups):
                     rows = file.read_row_group(number)
                     kept = [id not in ids for id in rows["trajectory_id"].to_pylist()]

@@ -14,7 +14,7 @@ from retroformer.config import ValidateConfig
 from retroformer.errors import ContractBroken, DataError
 from retroformer.quality.assembly import Record, assemble
 from retroformer.quality.predicates import Limits, Reason, judge, judge_together
-from retroformer.storage import EPISODES, STEPS, read_table, replacing, write_json
+from retroformer.storage import EPISODES, PACKED, STEPS, read_table, replacing, write_json
 
 
 def validate(
@@ -106,4 +106,4 @@ def write_rows(folder: Path, records: list[Record], episodes: pa.Table, steps: p
         ("steps.parquet", steps, step_rows, STEPS),
     ):
         kept = table.take(pa.array(rows, pa.int64()))
-        pq.write_table(kept.cast(schema).combine_chunks(), folder / name)
+        pq.write_table(kept.cast(schema).combine_chunks(), folder / name, **PACKED)
