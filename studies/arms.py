@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +35,11 @@ AGENTS = {
     "babyai": FIRST_AGENT,
     "toy_text": "scripted:expert?noise=0.5",
     "textworld-express": "scripted:expert?noise=0.2",
+    "desk": "scripted:desk?noise=0.3",
 }
 """Who wrote the history of a package's tasks: an expert with as much noise as leaves it both outcomes."""
+LOGGING = {"desk": "docs/examples/desk_agent.py"}
+"""What stands for an application that logs what its agent does, where the history is imported and not played."""
 Successes = dict[str, list[int]]
 """Task -> [solved, played]."""
 
@@ -102,9 +107,12 @@ def collected(folder: Path, seed: int, config: Config, package: str) -> Path:
     tasks = tuple(name for name in config.tasks.train if name.partition(":")[0] == package)
     episodes = config.collect.episodes * len(tasks) // len(config.tasks.train)
     own = config.collect.model_copy(update={"workers": 1, "episodes": episodes})
-    pins, out = folder / package / "data/champion.json", folder / package / "rollouts"
+    pins, out, logs = (folder / package / name for name in ("data/champion.json", "rollouts", "logs"))
     write_json(pins, first_pins(AGENTS[package]))
-    collect(own, config.tasks.model_copy(update={"train": tasks}), seed, champion=pins, out=out)
+    if own.source == "import":
+        words = ["--runs", str(episodes), "--seed", str(seed), "--out", str(logs / "agent.jsonl")]
+        subprocess.run([sys.executable, LOGGING[package], *words], check=True, stdout=subprocess.DEVNULL)
+    collect(own, config.tasks.model_copy(update={"train": tasks}), seed, champion=pins, logs=logs, out=out)
     return out
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from retroformer.config import load_config
 from retroformer.storage import write_text
-from studies import kinds
-from studies.arms import FIRST_AGENT, FOLLOWS, GREEDY, SAMPLED, TRANSFER, Arm, Play
+from studies import desk, kinds
+from studies.arms import AGENTS, FIRST_AGENT, FOLLOWS, GREEDY, SAMPLED, TRANSFER, Arm, Play
 from studies.tables import Result, by_arm, half_width, over_seeds, table
 
 DOCS = Path("docs/studies")
@@ -31,6 +31,8 @@ class Study:
     seeds: int
     arms: Callable[[int], list[Arm]]
     answer: Callable[[Sequence[Result]], tuple[str, Callable[[Any], None] | None]]
+    agents: Sequence[str] = (FIRST_AGENT,)
+    """Who made the history."""
 
 
 def rates(result: Result, play: str, family: str) -> float | None:
@@ -311,7 +313,20 @@ STUDIES = {
     "returns": Study("Does asking for a higher return change the behaviour (S3)?", 3, return_arms, return_answer),
     "transfer": Study("Does one policy for all tasks cost or gain (S7)?", 3, transfer_arms, transfer_answer),
     "curriculum": Study("Does the curriculum save updates (S8)?", 3, curriculum_arms, curriculum_answer),
-    "kinds": Study("Does one policy for families that differ in kind cost or gain (S7)?", 3, kinds.arms, kinds.answer),
+    "kinds": Study(
+        "Does one policy for families that differ in kind cost or gain (S7)?",
+        3,
+        kinds.arms,
+        kinds.answer,
+        [AGENTS[package] for package in kinds.KINDS],
+    ),
+    "desk": Study(
+        "Do an agent's logs teach a better agent where nobody kept probabilities (S1)?",
+        3,
+        desk.arms,
+        desk.answer,
+        [AGENTS["desk"]],
+    ),
     "words": Study("What do actions of several tokens cost?", 3, words_arms, words_answer),
 }
 
@@ -319,10 +334,12 @@ STUDIES = {
 def write_study(name: str, study: Study, results: Sequence[Result]) -> None:
     """The page of a study of arms."""
     config = load_config()
+    runs = dict(study.arms(1)[0].data).get("collect.episodes", config.collect.episodes)
     played = f"{config.evaluate.final} episodes (final range), {config.evaluate.transfer} on held-out tasks"
+    agents = ", ".join(f"`{one}`" for one in study.agents)
     how = (
-        f"Offline, from {config.collect.episodes} episodes of `{FIRST_AGENT}`; each policy played {played}. Success is "
-        "the mean over a family's tasks, ± the 95% Student interval over seeds; sampled decoding unless said."
+        f"Offline, from {runs} episodes of {agents}; each policy played {played}. Success is the "
+        "mean over a family's tasks, ± the 95% Student interval over seeds; sampled decoding unless said."
     )
     write(name, study.question, how, *study.answer(results))
 

@@ -29,6 +29,14 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+def test_every_arm_can_be_configured_and_says_who_plays(rounds: ModuleType) -> None:
+    arms, pages = (importlib.import_module(f"studies.{name}") for name in ("arms", "pages"))
+    for study in pages.STUDIES.values():
+        made = study.arms(1)
+        assert len({arms.key_of(arm) for arm in made}) == len(made)
+        assert all(arm.policy is None or arm.policy.startswith("scripted:") for arm in made)
+
+
 def test_a_clone_has_its_seed_and_no_rounds(rounds: ModuleType, committed: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     rounds.clone(clone, 7)

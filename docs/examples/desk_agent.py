@@ -75,6 +75,7 @@ def main() -> None:
     """Serve customers and log it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=0, help="other customers")
     parser.add_argument("--noise", type=float, default=0.3)
     parser.add_argument("--out", type=Path, help="chat JSONL to write")
     parser.add_argument("--mlflow", metavar="URI", help="store to trace into, e.g. sqlite:///traces.db")
@@ -83,7 +84,7 @@ def main() -> None:
     lines = []
     traced = Tracing(asked.mlflow) if asked.mlflow else None
     for number in range(asked.runs):
-        task, seed = TASKS[number % len(TASKS)], 900_000_000 + number
+        task, seed = TASKS[number % len(TASKS)], 900_000_000 + 1_000_000 * asked.seed + number
         desk = Desk(task)
         model = ScriptedModel(desk, asked.noise, random.Random(seed))
         if traced:

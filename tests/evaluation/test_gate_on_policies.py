@@ -27,6 +27,7 @@ SMALL = {
     "collect.episodes": 2000,
     "collect.workers": 1,
     "train.updates": 700,
+    "train.baselines": [],
     "train.checkpoints": 1,
     "evaluate.first_look": 256,
     "evaluate.looks": 1,
