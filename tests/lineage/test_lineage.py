@@ -153,6 +153,17 @@ def test_a_round_that_is_not_here_is_named(told: Path, capsys: pytest.CaptureFix
     assert "round-0002/batches/catalogue.csv, a part of a closed round, is not here" in capsys.readouterr().err
 
 
+def test_a_registry_that_has_to_be_asked_and_does_not_answer_is_one_line(
+    told: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commit of a round is its tag's; without the tag, the registry knows it."""
+    write_text(told / "mlruns/mlflow.db", "no database")
+    assert asked(capsys, "1")["git"]["commit"] == run(told, "git", "rev-parse", "round/1").strip()
+    run(told, "git", "tag", "--delete", "round/1")
+    assert cli.main(["lineage", "1"]) == 2
+    assert "the registry, mlruns/mlflow.db, did not answer: " in capsys.readouterr().err
+
+
 WHERE = ("--where", "text~ACME")
 DO = (*WHERE, "--yes", "--reason", "ticket 12")
 

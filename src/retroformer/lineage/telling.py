@@ -28,6 +28,7 @@ from retroformer.rounds import git
 from retroformer.storage import EPISODES, read_json, read_table, stream_table
 from retroformer.tombstones import TOMBSTONES, read_tombstones
 from retroformer.tracking import mlflow_view
+from retroformer.tracking.aliases import reachable
 
 FACTS = ("task", "outcome", "policy", "source")
 """Of a trajectory, besides its id and round."""
@@ -89,7 +90,8 @@ def commit_of(root: Path, version: Version) -> dict[str, Any]:
     """Where a version's code is in git: the commit that is tagged with its round, or else the one it was closed on.
 
     `commit` is None where neither is known, `dirty` says whether code or values differed from it; `in_git_since` is
-    the first commit that knows the round's data.
+    the first commit that knows the round's data. Raises DataError where that is the registry's to say and it does not
+    answer.
     """
     tag = f"round/{version.round}"
     told: dict[str, Any] = {"commit": None, "tag": None, "dirty": None, "in_git_since": None}
@@ -101,7 +103,9 @@ def commit_of(root: Path, version: Version) -> dict[str, Any]:
     except DataError:
         pass  # no git, or no commit yet
     if told["tag"] is None and mlflow_view.is_there(root):
-        for one in mlflow_view.versions(mlflow_view.client(root)):
+        with reachable():
+            registered = mlflow_view.versions(mlflow_view.client(root))
+        for one in registered:
             same = (one.tags.get("round"), one.tags.get("challenger_hash")) == (str(version.round), version.hash)
             if same and "git_commit" in one.tags:
                 told |= {"commit": one.tags["git_commit"], "dirty": one.tags.get("git_dirty") == "true"}
