@@ -14,10 +14,11 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import chain, compress, groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,6 +46,8 @@ from retroformer.types import Outcome
 LEDGER = "ledger.npy"
 """Beside the tables: what the log calls each trajectory and a hash of its content, so that a re-import can tell."""
 QUARANTINE = "quarantine/records.jsonl"
+ENDED = (Outcome.SUCCESS.value, Outcome.FAILURE.value)
+RECORD = attrgetter("record")
 SMALL = 64 * 2**20
 """Bytes up to which starting workers would take longer than it saves."""
 
@@ -134,19 +137,21 @@ class Tally:
     splits: Counter[str] = field(default_factory=Counter)
     tasks: dict[str, list[Any]] = field(default_factory=dict)
 
-    def add(self, one: Summary) -> None:
-        """Count one."""
-        self.episodes += 1
-        self.steps += one.steps
-        self.logprobs += one.logprobs
-        self.outcomes[one.outcome] += 1
-        self.splits[one.split] += 1
-        row = self.tasks.setdefault(one.task, [one.family, 0, 0, 0])
-        row[1] += 1
-        if one.outcome in (Outcome.SUCCESS, Outcome.FAILURE):
-            self.lowest, self.highest = min(self.lowest, one.reward), max(self.highest, one.reward)
-            row[2] += one.outcome == Outcome.SUCCESS
-            row[3] += 1
+    def add(self, summaries: Sequence[Summary]) -> None:
+        """Count some."""
+        self.episodes += len(summaries)
+        self.steps += sum(one.steps for one in summaries)
+        self.logprobs += sum(one.logprobs for one in summaries)
+        self.splits.update(one.split for one in summaries)
+        judged = [one.reward for one in summaries if one.outcome in ENDED]
+        self.lowest, self.highest = min([self.lowest, *judged]), max([self.highest, *judged])
+        kinds = Counter((one.task, one.family, one.outcome) for one in summaries)
+        for (task, family, outcome), count in kinds.items():
+            self.outcomes[outcome] += count
+            row = self.tasks.setdefault(task, [family, 0, 0, 0])
+            row[1] += count
+            row[2] += count * (outcome == Outcome.SUCCESS)
+            row[3] += count * (outcome in ENDED)
 
     def report(self) -> dict[str, Any]:
         """What collect.json says of trajectories that were played, and what else is worth knowing of logged ones."""
@@ -245,7 +250,7 @@ class Importing:
                 continue
             summary = summary_of(found_of("", "", trajectory), 0)
             self.ids.add(summary.id)
-            self._count(summary)
+            self._count([summary])
             writer.add(trajectory)
         if (out / LEDGER).exists():
             try:
@@ -266,35 +271,39 @@ class Importing:
         self.open += converted.open
         self.redacted += converted.redacted
         refused = dict(converted.refused)
-        kept = np.zeros(len(converted.summaries), dtype=bool)
-        of_record = groupby(enumerate(converted.summaries), key=lambda pair: pair[1].record)
-        for record, pairs in of_record:
-            found = list(pairs)
-            if self.forgotten_hashes:
-                left = [pair for pair in found if pair[1].id not in self.forgotten_hashes]
-                if len(left) < len(found):
-                    self.forgotten += not left
-                    found = left
-                if not found:
-                    continue
-            if any(one.name and self.names.get(one.name, one.content) != one.content for _, one in found):
-                why = Rejected("conflicting_id", "the log has this id before, with other content")
-                refused[record] = self.job.refusal(why, chunk[record])
+        kept: list[bool] = []
+        names, ids, forgotten = self.names, self.ids, self.forgotten_hashes
+        for record, found in groupby(converted.summaries, key=RECORD):
+            own = list(found)
+            left = [one for one in own if one.id not in forgotten] if forgotten else own
+            if not left:
+                self.forgotten += 1
+                kept += [False] * len(own)
                 continue
-            fresh = False
-            for place, one in found:
-                if one.name:
-                    self.names[one.name] = one.content
-                if one.id not in self.ids:
-                    self.ids.add(one.id)
-                    self._count(one)
-                    kept[place] = fresh = True
-            self.accepted += 1
-            self.repeated += not fresh
+            for one in left:
+                if one.name and names.get(one.name, one.content) != one.content:
+                    why = Rejected("conflicting_id", "the log has this id before, with other content")
+                    refused[record] = self.job.refusal(why, chunk[record])
+                    kept += [False] * len(own)
+                    break
+            else:
+                fresh = False
+                for one in own:
+                    new = one.id not in ids and one.id not in forgotten
+                    kept.append(new)
+                    if new:
+                        ids.add(one.id)
+                        fresh = True
+                    if one.name and one.id not in forgotten:
+                        names[one.name] = one.content
+                self.accepted += 1
+                self.repeated += not fresh
+        self._count(list(compress(converted.summaries, kept)))
         episodes, steps = converted.episodes, converted.steps
-        if not kept.all():
-            episodes = episodes.filter(pa.array(kept))
-            steps = steps.filter(pa.array(np.repeat(kept, [one.steps for one in converted.summaries])))
+        if not all(kept):
+            episodes = episodes.filter(pa.array(kept, pa.bool_()))
+            lengths = [one.steps for one in converted.summaries]
+            steps = steps.filter(pa.array(np.repeat(np.array(kept, dtype=bool), lengths)))
         writer.write(episodes, steps)
         for _, refusal in sorted(refused.items()):
             self.reasons[refusal.reason] += 1
@@ -303,9 +312,9 @@ class Importing:
             if _short_hash(line) not in self.refused:
                 quarantine.write(line)
 
-    def _count(self, one: Summary) -> None:
-        self.tally.add(one)
-        self.attempts |= one.unlinked
+    def _count(self, summaries: Sequence[Summary]) -> None:
+        self.tally.add(summaries)
+        self.attempts |= any(one.unlinked for one in summaries)
 
 
 def _short_hash(line: str) -> bytes:
