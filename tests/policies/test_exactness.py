@@ -72,7 +72,10 @@ def test_a_long_window_of_attention_is_the_context(config, expected):
 def test_within_its_window_a_sliding_model_is_a_tree():
     policy = tiny_policy("mistral", context=4096)
     policy.model.config.sliding_window = 600
-    assert settle(policy, "m") is None
+    note = settle(policy, "m")
+    assert note == (
+        "m: its attention, or the scale of its positions, holds for 600 tokens: that is the context, longer histories are cut"
+    )
     assert (policy.method, policy.limit) == ("tree", 600)
 
 
@@ -96,6 +99,14 @@ def test_logits_that_the_model_caps_are_capped():
             if parameter.dim() == 2:
                 parameter.normal_(0.0, 0.5)
     assert settle(policy, "m") is None
+
+
+def test_weights_that_are_no_numbers_are_told_as_such():
+    policy = tiny_policy("llama")
+    with torch.no_grad():
+        policy.model.lm_head.weight[3, 0] = torch.nan
+    with pytest.raises(PolicyError, match=r"m: 1 of its weights hold numbers that are not finite \(first: lm_head"):
+        settle(policy, "m")
 
 
 def test_a_model_whose_logits_are_not_its_output_layers_is_refused(monkeypatch):

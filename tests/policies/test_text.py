@@ -11,6 +11,7 @@ from retroformer.errors import PolicyError
 from retroformer.objectives.losses import Batch, imitation
 from retroformer.policies.agent import Decision
 from retroformer.policies.checkpoints import build, load
+from retroformer.policies.language_model import LanguageModelPolicy
 from retroformer.policies.layout import END, Layout
 from retroformer.policies.text import sample
 from retroformer.types import Outcome, Step, StopReason, Task, Trajectory
@@ -182,6 +183,27 @@ def test_an_action_stops_at_its_end_or_at_the_limit_and_the_history_closes_it():
         ]
         said = [policy.tokenizer.convert_ids_to_tokens(token) for token in choice.token_ids if token != END_ID]
         assert choice.action == (" ".join(said) or END)
+
+
+def test_a_token_that_the_tokenizer_lacks_is_trained_on_as_it_was_sampled():
+    """Checkpoints often have more rows than their tokenizer has tokens."""
+    policy = speaker()
+    policy.model.resize_token_embeddings(len(policy.tokenizer) + 40)
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(0))
+    policy = LanguageModelPolicy(policy.model, policy.tokenizer, policy.layout)
+    beyond = 0
+    for number in range(30):
+        agent = policy.agent(1)
+        (choice,) = agent.act([asked(0, 0, number / 30)])
+        beyond += max(choice.token_ids) >= len(policy.tokenizer)
+        if not choice.action:
+            continue
+        trajectory = spoken(("w5 w6", choice.action, choice.token_ids, None))
+        (window,) = policy.windows(trajectory)
+        assert window.actions[0] == (choice.token_ids,)
+        assert scored(policy, trajectory) == pytest.approx([choice.logprob], abs=1e-4)
+    assert beyond > 10
 
 
 def test_greedy_takes_the_likeliest_token_each_time():

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from transformers import OPTConfig, OPTForCausalLM
 from test_trainer import DEFAULTS, MANY, WORDS, catalogue, trainer
 
 from builders import make_trajectory
@@ -92,6 +93,17 @@ def test_checkpointing_keeps_less_and_dropout_stays_off():
     assert kept(policy, 200) < before / 3
     assert torch.equal(policy.score(policy.collate([window(40)])), plain)
     assert not any(module.training for module in policy.model.modules() if isinstance(module, torch.nn.Dropout))
+
+
+def test_dropout_that_a_layer_calls_itself_stays_off_too():
+    size = {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 16}
+    torch.manual_seed(0)
+    model = OPTForCausalLM(OPTConfig(vocab_size=16, max_position_embeddings=64, dropout=0.5, layerdrop=0.5, **size))
+    tokens = torch.arange(12)[None]
+    plain = model.eval()(tokens).logits
+    assert memory.checkpoint_layers(model)
+    for _ in range(3):
+        assert torch.equal(model(tokens, use_cache=False).logits, plain)
 
 
 def test_what_is_allowed_is_a_share_of_what_the_container_leaves(tmp_path, monkeypatch):

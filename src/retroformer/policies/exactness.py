@@ -19,19 +19,38 @@ TOLERANCE = 1e-3
 """Nats. Above what rounding explains in fp32, below what a wrong mask gives."""
 SHORT = 512
 """Tokens. A window of local attention that is longer becomes the context; with a shorter one little could be told."""
-LOCAL = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size", "local_attention")
+LOCAL = (
+    "sliding_window",
+    "attention_chunk_size",
+    "window_size",
+    "attention_window_size",
+    "local_attention",
+    "keep_window_size",
+)
 """What configs call the reach of local attention."""
 
 
 def settle(policy: LanguageModelPolicy, source: str) -> str | None:
-    """Choose the fastest way of scoring that is exact for this model; a sentence for the user where it is slow.
+    """Choose the fastest way of scoring that is exact for this model; a sentence for the user where it is slow, or
+    where the context is shorter than the config says.
 
     Raises PolicyError where none is.
     """
+    if bad := [name for name, one in policy.model.named_parameters() if not bool(one.isfinite().all())]:
+        raise PolicyError(
+            f"{source}: {len(bad)} of its weights hold numbers that are not finite (first: {bad[0]}): it was damaged, "
+            "or its training broke down; load an earlier checkpoint"
+        )
+    notes: list[str] = []
     local = reach(policy.model.config)
     if local >= SHORT:
         # Within the window every token sees all that is before it, so a tree is exact.
-        policy.limit = min(policy.limit, local)
+        stated, policy.limit = policy.limit, min(policy.limit, local)
+        if policy.limit < stated:
+            notes.append(
+                f"{source}: its attention, or the scale of its positions, holds for {local} tokens: that is the context, "
+                "longer histories are cut"
+            )
     methods: tuple[Method, ...] = ("tree", "mask", "sequences") if policy.method == "tree" else ("mask", "sequences")
     differences: dict[Method, float] = {}
     for method in methods:
@@ -50,12 +69,12 @@ def settle(policy: LanguageModelPolicy, source: str) -> str | None:
             f"{differences['sequences']:.2g} nats, more than {TOLERANCE:g}; its logits are more than its output layer "
             "makes of its last states, so it cannot be used"
         )
-    if policy.method != "sequences":
-        return None
-    return (
-        f"{source}: the model does not heed a mask over branches (off by {differences['mask']:.2g} nats; sliding "
-        "windows or ALiBi do that), so every action is scored by a sequence of its own: exact, and many times slower"
-    )
+    if policy.method == "sequences":
+        notes.append(
+            f"{source}: the model does not heed a mask over branches (off by {differences['mask']:.2g} nats; sliding "
+            "windows or ALiBi do that), so every action is scored by a sequence of its own: exact, and many times slower"
+        )
+    return "\n".join(notes) or None
 
 
 def reach(config: Any) -> int:

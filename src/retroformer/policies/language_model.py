@@ -56,7 +56,8 @@ class LanguageModelPolicy:
         named = {token.content for token in added if token.special or token.content in told}
         markers = sorted({*named, *tokenizer.all_special_tokens}, key=len, reverse=True)
         self._marker = re.compile("|".join(map(re.escape, markers)) or r"(?!)")
-        self.text = TextActions(tokenizer, layout, self.encode, stops_of(model, tokenizer))
+        rows = len(model.get_input_embeddings().weight)
+        self.text = TextActions(tokenizer, layout, self.encode, stops_of(model, tokenizer), rows)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.limit = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
         self.own_attention = str(model.config._attn_implementation)

@@ -30,8 +30,12 @@ class TextActions:
     names. What was sampled is kept as it was, terminator included, so that stopping is learned.
     """
 
-    def __init__(self, tokenizer: Any, layout: Layout, encode: Encode, stops: Iterable[int] = ()):
+    def __init__(
+        self, tokenizer: Any, layout: Layout, encode: Encode, stops: Iterable[int] = (), vocabulary: int | None = None
+    ):
+        """`vocabulary`: tokens that the model knows, which may be more than the tokenizer has; all can be sampled."""
         self.tokenizer, self.layout, self.encode = tokenizer, layout, encode
+        self.vocabulary = vocabulary or len(tokenizer)
         self.terminator = encode("", *layout.piece("action", "")[1:])
         self.ends = tuple(dict.fromkeys((self.terminator, *((stop,) for stop in stops)))) if self.terminator else ()
 
@@ -65,7 +69,7 @@ class TextActions:
         sampled = step.token_ids
         if (
             sampled
-            and 0 <= min(sampled) <= max(sampled) < len(self.tokenizer)
+            and 0 <= min(sampled) <= max(sampled) < self.vocabulary
             and self.text(sampled) == step.action.strip()
         ):
             return sampled

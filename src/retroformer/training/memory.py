@@ -79,7 +79,8 @@ def _left_in_container() -> float:
 def checkpoint_layers(model: Any) -> bool:
     """Keep each layer's input alone and compute the rest again in the backward; False where the model cannot.
 
-    The layers are told that they train, their parts are not: dropout stays off.
+    The layers are told that they train, their parts are not: dropout stays off, also where a layer has it as a function
+    of its own numbers (OPT, Falcon).
     """
     if not getattr(model, "supports_gradient_checkpointing", False):
         return False
@@ -87,6 +88,9 @@ def checkpoint_layers(model: Any) -> bool:
     layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     for layer in layers:
         layer.training = True
+        for name, value in vars(layer).items():
+            if isinstance(value, float) and ("dropout" in name or "layerdrop" in name):
+                setattr(layer, name, 0.0)
     return bool(layers)
 
 

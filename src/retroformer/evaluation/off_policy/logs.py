@@ -43,7 +43,8 @@ class Logs:
         self.trajectory_s: Integers = np.repeat(np.arange(len(lengths)), lengths)
         self.rewards_nt = self.padded(np.array([step.reward for step in steps]))
         self.behaviour_s: Array = np.array([np.nan if step.logprob is None else step.logprob for step in steps])
-        self.generated = any(step.admissible_actions is None for step in steps)
+        self.generated_s: NDArray[np.bool_] = np.array([step.admissible_actions is None for step in steps], dtype=bool)
+        self.generated = bool(self.generated_s.any())
         frequent = Counter(step.action for step in steps if step.admissible_actions is not None).most_common(KINDS)
         kind = {action: number for number, (action, _) in enumerate(sorted(frequent))}
         choices = [step.admissible_actions or (step.action,) for step in steps]
@@ -72,14 +73,20 @@ class Logs:
         return np.take_along_axis(scored.logprobs_sa, self.chosen_s[:, None], 1)[:, 0]
 
     def decisions(self, scored: Scored) -> Decisions:
-        """What the action value is fitted to."""
+        """What the action value is fitted to.
+
+        Other texts than the generated one cannot be listed; Q is the history's alone there and V = Q, as though the
+        action were the only one, which leaves doubly robust estimates unbiased.
+        """
         width = scored.logprobs_sa.shape[1]
+        probabilities_sa = np.exp(scored.logprobs_sa)
+        probabilities_sa[self.generated_s, self.chosen_s[self.generated_s]] = 1.0
         depth_s = self.mask_nt.cumsum(1)[self.mask_nt]
         features = (scored.states_sd, depth_s[:, None], np.isfinite(scored.logprobs_sa).sum(1)[:, None])
         return Decisions(
             trajectory_s=self.trajectory_s,
             states_sd=np.concatenate(features, 1),
-            probabilities_sa=np.exp(scored.logprobs_sa),
+            probabilities_sa=probabilities_sa,
             kinds_sa=self.kinds_sa[:, :width],
             chosen_s=self.chosen_s,
             rewards_s=self.rewards_nt[self.mask_nt],
