@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from retroformer.errors import ConfigError
+from retroformer.importers.importing import import_logs
 from retroformer.importers.redaction import PATTERNS, Redactor
-from tiny_logs import REFUND, import_chat
+from retroformer.storage import read_trajectories
+from tiny_logs import REFUND, import_chat, rules
 
 SECRETS = {
     "email": "write to ann.b+c@mail.example.org now",
@@ -67,11 +69,58 @@ def test_nothing_that_is_written_holds_the_secret(tmp_path: Path) -> None:
     records = [secretive("r1"), secretive("r2", reward="ann@example.org"), secretive("ann@example.org")]
     report = import_chat(tmp_path, [*records, broken], redact=["email", "bearer"])
     assert report["quarantined"] == 2
-    assert report["redacted"] == {"bearer": 4, "email": 6}
+    assert report["redacted"] == {"bearer": 3, "email": 4}
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file():
             assert b"ann@" not in path.read_bytes(), path
             assert b"abcdef0123456789" not in path.read_bytes(), path
+
+
+def test_ids_keep_runs_and_instances_apart_and_are_not_written(tmp_path: Path) -> None:
+    made = [
+        {**REFUND, "id": f"user{n}@example.org", "task_id": f"user{n % 20}@example.org", "attempt": n // 20}
+        for n in range(40)
+    ]
+    report = import_chat(tmp_path, made, redact=["all"])
+    assert (report["episodes"], report["repeated"], report["redacted"]) == (40, 0, {})
+    assert len({one.task.seed for one in read_trajectories(tmp_path / "out")}) == 20
+    for path in (tmp_path / "out").rglob("*.parquet"):
+        assert b"example.org" not in path.read_bytes()
+
+
+def test_times_are_no_cards() -> None:
+    redactor = Redactor(["all"])
+    times = [1764000000000 + 977 * n for n in range(200)] + [1764000000000000000 + 7919 * n for n in range(200)]
+    assert redactor.value(times) == times
+    assert redactor.value(list(map(str, times))) == list(map(str, times))
+    assert not redactor.found
+
+
+def test_what_was_sampled_is_dropped_where_its_text_is_no_longer_its_own(tmp_path: Path) -> None:
+    said = [
+        {"role": "user", "content": "who?"},
+        {"role": "assistant", "content": "ann@example.org", "token_ids": [1, 2], "logprobs": [-1.0, -0.5]},
+        {"role": "user", "content": "and?"},
+        {"role": "assistant", "content": "nobody", "token_ids": [3], "logprobs": [-0.25]},
+    ]
+    import_chat(tmp_path, [{"messages": said, "success": True}], redact=["email"])
+    (found,) = read_trajectories(tmp_path / "out")
+    assert [(step.action, step.token_ids, step.logprob) for step in found.steps] == [
+        ("[email]", None, None),
+        ("nobody", (3,), -0.25),
+    ]
+
+
+def test_the_projects_own_tables_are_redacted_too(tmp_path: Path) -> None:
+    import_chat(tmp_path, [{**json.loads(json.dumps(REFUND).replace("order 7", "order 7 of ann@example.org"))}])
+    report = import_logs([tmp_path / "out"], "parquet", tmp_path / "again", rules(), redact=["email"])
+    assert report["redacted"]["email"] > 0
+    for path in (tmp_path / "again").rglob("*.parquet"):
+        assert b"ann@" not in path.read_bytes()
+
+
+def test_an_escape_in_a_broken_line_hides_nothing() -> None:
+    assert "[email]" in Redactor(["email"]).hidden('{"to": "ann\\u0040example.org", "x": ')
 
 
 def test_an_unknown_pattern() -> None:

@@ -3,8 +3,8 @@ import math
 
 import pytest
 import torch
-from transformers import OPTConfig, OPTForCausalLM
 from test_trainer import DEFAULTS, MANY, WORDS, catalogue, trainer
+from transformers import OPTConfig, OPTForCausalLM
 
 from builders import make_trajectory
 from retroformer.config import PolicyConfig
@@ -96,7 +96,13 @@ def test_checkpointing_keeps_less_and_dropout_stays_off():
 
 
 def test_dropout_that_a_layer_calls_itself_stays_off_too():
-    size = {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "word_embed_proj_dim": 16}
+    size = {
+        "hidden_size": 16,
+        "ffn_dim": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 16,
+    }
     torch.manual_seed(0)
     model = OPTForCausalLM(OPTConfig(vocab_size=16, max_position_embeddings=64, dropout=0.5, layerdrop=0.5, **size))
     tokens = torch.arange(12)[None]

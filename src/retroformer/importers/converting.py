@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from retroformer.importers.conversation import Found, Rules
 from retroformer.importers.formats import FORMATS
 from retroformer.importers.records import UNREAD, Open, Record, Rejected, parsed
 from retroformer.importers.redaction import Redactor
+from retroformer.recovery import leave_with
 from retroformer.storage import tables_of_rows
 
 CHUNK_BYTES, CHUNK_RECORDS = 4 * 2**20, 2000
@@ -110,10 +112,7 @@ class Job:
 
     def _trajectories(self, record: Record, redactor: Redactor) -> list[Found]:
         try:
-            record = parsed(record)
-            if redactor.names:
-                record = Record(record.source, redactor.value(record.value))
-            return FORMATS[self.format].trajectories(record, self.rules)
+            return FORMATS[self.format].trajectories(parsed(record), self.rules, redactor)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             # No record, however odd, ends an import; the fuzzer holds that this net stays empty.
             raise Rejected("not_understood", f"{type(error).__name__}: {error}") from None
@@ -169,16 +168,18 @@ def chunks_of(records: Iterable[Record | Rejected]) -> Iterator[Chunk]:
         yield chunk
 
 
-def convert_all(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterator[tuple[Chunk, Converted]]:
-    """Every chunk with what it holds, in order; some chunks a worker are under way at any time."""
+def convert_all(job: Job, chunks: Iterable[Chunk], workers: int, within: Path) -> Iterator[tuple[Chunk, Converted]]:
+    """Every chunk with what it holds, in order; some chunks a worker are under way at any time.
+
+    `within` is the folder in which workers may leave what they made until it is fetched.
+    """
     if workers == 1:
         yield from ((chunk, job.convert(chunk)) for chunk in chunks)
         return
     ahead: deque[tuple[Chunk, Path, Future[Converted]]] = deque()
     with (
-        tempfile.TemporaryDirectory(prefix="retroformer-import-") as folder,
-        # What conversion makes has no cycles, so a worker needs no search for them: a fifth of its time otherwise.
-        ProcessPoolExecutor(workers, get_context("spawn"), initializer=gc.disable) as pool,
+        tempfile.TemporaryDirectory(prefix=".workers-", dir=within) as folder,
+        ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin) as pool,
     ):
 
         def first() -> tuple[Chunk, Converted]:
@@ -195,6 +196,12 @@ def convert_all(job: Job, chunks: Iterable[Chunk], workers: int) -> Iterator[tup
                 yield first()
         while ahead:
             yield first()
+
+
+def _begin() -> None:
+    """First in a worker: it ends with its parent, and looks for no cycles, a fifth of its time: conversion has none."""
+    gc.disable()
+    leave_with(os.getppid())
 
 
 TABLES = ("episodes.arrow", "steps.arrow")

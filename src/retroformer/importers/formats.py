@@ -11,6 +11,7 @@ from retroformer.errors import ConfigError
 from retroformer.importers import atif, mlflow_traces, openai_chat, otlp, parquet, recorded
 from retroformer.importers.conversation import Found, Rules, Run, found_in
 from retroformer.importers.records import SUFFIXES, Advance, Record, Rejected, json_records
+from retroformer.importers.redaction import Redactor
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,19 +19,20 @@ class Format:
     """How files of a format are read, and what a record of it holds."""
 
     read: Callable[[list[Path], Advance], Iterator[Record | Rejected]]
-    trajectories: Callable[[Record, Rules], list[Found]]
+    trajectories: Callable[[Record, Rules, Redactor], list[Found]]
     suffixes: tuple[str, ...] = SUFFIXES
     """What a folder is searched for."""
 
 
-def of_runs(runs: Callable[[Any], Iterator[Run]]) -> Callable[[Record, Rules], list[Found]]:
+def of_runs(runs: Callable[[Any], Iterator[Run]]) -> Callable[[Record, Rules, Redactor], list[Found]]:
     """A format's trajectories, from the function that finds the runs in a record's value."""
 
-    def trajectories(record: Record, rules: Rules) -> list[Found]:
-        return [
-            found_in(run, f"{record.source}#{run.segment}" if run.segment else record.source, rules)
-            for run in runs(record.value)
-        ]
+    def trajectories(record: Record, rules: Rules, redactor: Redactor) -> list[Found]:
+        found = []
+        for run in runs(record.value):
+            source = f"{record.source}#{run.segment}" if run.segment else record.source
+            found.append(found_in(redactor.run(run) if redactor.names else run, source, rules))
+        return found
 
     return trajectories
 

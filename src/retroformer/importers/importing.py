@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from retroformer.errors import ContractBroken, DataError
+from retroformer.errors import ConfigError, ContractBroken, DataError
 from retroformer.importers import atif
 from retroformer.importers.attempts import link_attempts
 from retroformer.importers.conversation import Rules, found_of
@@ -76,6 +76,8 @@ def import_logs(
     """
     chosen = format_named(format)
     check_replaceable(out)
+    if not 0 <= max_quarantined <= 1:
+        raise ConfigError(f"max_quarantined is {max_quarantined:g}, expected a share, 0 to 1")
     files = files_of(paths, chosen.suffixes)
     size = sum(file.stat().st_size for file in files)
     if not workers:
@@ -108,11 +110,19 @@ def import_records(
 
 
 def export_atif(directory: Path, out: Path) -> int:
-    """Write a folder's trajectories as ATIF, one document a line. Returns how many."""
+    """Write a folder's trajectories as ATIF, one document a line. Returns how many.
+
+    Raises DataError where that cannot be written.
+    """
     count = 0
     lines = (json.dumps(atif.document(one), ensure_ascii=False) for one in stream_trajectories(directory))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror or error}") from None
     half = out.with_name(f".{out.name}.half")
+    if out.is_dir():
+        raise DataError(f"{out} is a folder; name the file that is to be written")
     try:
         with half.open("w", encoding="utf-8") as file:
             for line in lines:
@@ -205,7 +215,7 @@ class Importing:
             with TrajectoryWriter(folder) as writer:
                 if not afresh:
                     self._keep(out, writer, quarantine)
-                for chunk, converted in convert_all(self.job, chunks_of(records), self.workers):
+                for chunk, converted in convert_all(self.job, chunks_of(records), self.workers, folder):
                     self._take(chunk, converted, writer, quarantine)
             quarantined = sum(self.reasons.values())
             if not self.read:

@@ -53,6 +53,10 @@ class OutcomeRule:
     highest: float = math.inf
     """Range of rewards that is believed."""
 
+    def __post_init__(self) -> None:
+        if not self.lowest <= self.highest:
+            raise ConfigError(f"rewards from {self.lowest:g} to {self.highest:g}: expected the smaller number first")
+
     def __str__(self) -> str:
         named = (("reward", self.reward), ("success", self.success), ("assessment", self.assessment))
         found = [f"{kind}:{name}" for kind, name in named if name] + ([self.function] if self.function else [])

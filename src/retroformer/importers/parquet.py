@@ -17,6 +17,7 @@ from typing import Any
 from retroformer.errors import DataError
 from retroformer.importers.conversation import Found, Rules, found_of
 from retroformer.importers.records import Advance, Record, Rejected
+from retroformer.importers.redaction import Redactor
 from retroformer.storage import EPISODES, STEPS, stream_table, trajectory_from_row
 from retroformer.types import Outcome, Step
 
@@ -53,7 +54,7 @@ def _episodes(path: Path) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]
             yield episode, mine[:count]
 
 
-def trajectories(record: Record, rules: Rules) -> list[Found]:
+def trajectories(record: Record, rules: Rules, redactor: Redactor) -> list[Found]:
     """The trajectory of a record. Raises Rejected."""
     episode, steps = record.value["episode"], record.value["steps"]
     if missing := [name for name, value in episode.items() if value is None and name not in OPTIONAL]:
@@ -78,7 +79,7 @@ def trajectories(record: Record, rules: Rules) -> list[Found]:
     task = replace(trajectory.task, split=rules.split_of(trajectory.task.id))
     source = f"{record.source} {trajectory.source}".rstrip()
     kept = replace(trajectory, task=task, source=source)
-    return [found_of(trajectory.id, content.hexdigest(), kept)]
+    return [found_of(trajectory.id, content.hexdigest(), redactor.trajectory(kept) if redactor.names else kept)]
 
 
 def _step(row: dict[str, Any]) -> Step:

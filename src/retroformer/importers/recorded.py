@@ -35,6 +35,7 @@ from retroformer.importers.messages import tokens_of
 from retroformer.importers.openai_chat import name_of
 from retroformer.importers.outcomes import finite
 from retroformer.importers.records import MAX_RECORD, SHOWN, Advance, Open, Record, Rejected, json_records, parsed
+from retroformer.importers.redaction import Redactor
 from retroformer.types import Outcome, Step, StopReason, Trajectory
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -148,7 +149,7 @@ def _event(record: Record) -> tuple[str, str, bytes] | None:
     return kind, id, raw
 
 
-def trajectories(record: Record, rules: Rules) -> list[Found]:
+def trajectories(record: Record, rules: Rules, redactor: Redactor) -> list[Found]:
     """The trajectory of an episode. Raises Rejected, or Open where its outcome is not known yet."""
     events: list[dict[str, Any]] = record.value
     start, *others = events
@@ -200,7 +201,8 @@ def trajectories(record: Record, rules: Rules) -> list[Found]:
     content = hashlib.sha256(repr((trajectory.steps, replace(trajectory, source=""), temperature)).encode())
     for part in (trajectory.task, trajectory.policy, attempt, trajectory.error):
         content.update(repr(part).encode())
-    return [found_of(trajectory.id, content.hexdigest(), trajectory)]
+    kept = redactor.trajectory(trajectory) if redactor.names else trajectory
+    return [found_of(trajectory.id, content.hexdigest(), kept)]
 
 
 def _judged(

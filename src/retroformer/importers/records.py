@@ -66,7 +66,8 @@ def files_of(paths: Iterable[Path], suffixes: tuple[str, ...] = SUFFIXES) -> lis
     Raises DataError where a path does not exist, or nothing is found.
     """
     found: list[Path] = []
-    for path in map(Path, paths):
+    paths = list(map(Path, paths))
+    for path in paths:
         if path.is_dir():
             found += sorted(
                 file

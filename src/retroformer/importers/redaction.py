@@ -1,14 +1,21 @@
-"""Secrets and personal data replaced by the name of what they were, in a record's text before anything is written."""
+"""Secrets and personal data replaced by the name of what they were, in a record's text before anything is written.
+
+Ids and times of a log are left alone: they are not written but as hashes, and must stay apart.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from retroformer.errors import ConfigError
+from retroformer.importers.conversation import LoggedCall, Run, Turn
+from retroformer.types import Step, Trajectory
 
 
 def _luhn(text: str) -> bool:
@@ -42,7 +49,7 @@ PATTERNS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
     ),
     "email": (re.compile(r"\b[\w.%+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"), _any),
     "iban": (re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b"), _any),
-    "card": (re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])"), _luhn),
+    "card": (re.compile(r"(?<![\w.-])[2-6](?:[ -]?\d){12,18}(?![\w-])"), _luhn),
     "ip": (
         re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\w.]*\d)"),
         _any,
@@ -55,7 +62,9 @@ PATTERNS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
         _number_of_a_phone,
     ),
 }
-"""Name, pattern, and what else must hold; the first that fits wins."""
+"""Name, pattern, and what else must hold; the first that fits wins. No card begins with 1, as times in milli- and
+nanoseconds do."""
+ESCAPE = re.compile(r"\\u00([2-7][0-9a-fA-F])")
 
 
 class Redactor:
@@ -72,11 +81,14 @@ class Redactor:
         """The same value with every text in it redacted, also where it lies as JSON within a text."""
         if isinstance(value, str):
             if "\\" in value and value.lstrip()[:1] in ("{", "["):
+                counted = self.found.total()
                 try:
                     # An escape may hide a pattern, "\u0040" an e-mail's "@".
-                    return json.dumps(self.value(json.loads(value)), ensure_ascii=False)
+                    written = json.dumps(self.value(json.loads(value)), ensure_ascii=False)
                 except (ValueError, RecursionError):
-                    pass
+                    written = value
+                if self.found.total() > counted:
+                    return written
             return self.text(value)
         if isinstance(value, dict):
             return {self.text(key) if isinstance(key, str) else key: self.value(one) for key, one in value.items()}
@@ -87,11 +99,51 @@ class Redactor:
             return value if text == str(value) else text
         return value
 
+    def run(self, run: Run) -> Run:
+        """The same run with its texts redacted: what was said, called and offered, names, an error.
+
+        The tokens and the log-probability of what changed are no longer its own, and dropped.
+        """
+        run.turns = [self._turn(turn) for turn in run.turns]
+        run.tools = self.value(run.tools)
+        run.task, run.policy = self.text(run.task), self.text(run.policy)
+        run.error = None if run.error is None else self.text(run.error)
+        return run
+
+    def _turn(self, turn: Turn) -> Turn:
+        calls = [LoggedCall(call.id, self.text(call.name), self.value(call.arguments)) for call in turn.calls]
+        text, reasoning = self.value(turn.text), self.value(turn.reasoning)
+        if (text, reasoning, calls) == (turn.text, turn.reasoning, list(turn.calls)):
+            return turn
+        return replace(turn, text=text, reasoning=reasoning, calls=calls, token_ids=None, logprob=None)
+
+    def trajectory(self, one: Trajectory) -> Trajectory:
+        """What is a trajectory already, likewise; an id that would be redacted becomes a hash of itself."""
+        id = one.id if self.text(one.id) == one.id else hashlib.sha256(one.id.encode()).hexdigest()[:16]
+        task = replace(one.task, name=self.text(one.task.name), description=self.value(one.task.description))
+        return replace(
+            one,
+            id=id,
+            task=task,
+            steps=tuple(map(self._step, one.steps)),
+            policy=self.text(one.policy),
+            error=None if one.error is None else self.text(one.error),
+        )
+
+    def _step(self, step: Step) -> Step:
+        observation, action = self.value(step.observation), self.value(step.action)
+        if step.admissible_actions is not None:
+            admissible = tuple(map(self.value, step.admissible_actions))
+            step = replace(step, admissible_actions=admissible)
+        if action != step.action:
+            step = replace(step, action=action, token_ids=None, logprob=None)
+        return replace(step, observation=observation)
+
     def hidden(self, text: str) -> str:
         """A record's text redacted for quarantine, without counting anything a second time."""
         counted = self.found.copy()
         try:
-            return self.value(text)
+            return self.value(ESCAPE.sub(lambda match: chr(int(match[1], 16)), text) if _broken(text) else text)
         finally:
             self.found = counted
 
@@ -108,3 +160,12 @@ class Redactor:
 
             text = pattern.sub(replaced, text)
         return text
+
+
+def _broken(text: str) -> bool:
+    """Whether it is no JSON, so that nobody else reads its escapes."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return True
+    return False

@@ -48,8 +48,8 @@ def settle(policy: LanguageModelPolicy, source: str) -> str | None:
         stated, policy.limit = policy.limit, min(policy.limit, local)
         if policy.limit < stated:
             notes.append(
-                f"{source}: its attention, or the scale of its positions, holds for {local} tokens: that is the context, "
-                "longer histories are cut"
+                f"{source}: its attention, or the scale of its positions, holds for {local} tokens: that is the "
+                "context, longer histories are cut"
             )
     methods: tuple[Method, ...] = ("tree", "mask", "sequences") if policy.method == "tree" else ("mask", "sequences")
     differences: dict[Method, float] = {}
@@ -72,7 +72,8 @@ def settle(policy: LanguageModelPolicy, source: str) -> str | None:
     if policy.method == "sequences":
         notes.append(
             f"{source}: the model does not heed a mask over branches (off by {differences['mask']:.2g} nats; sliding "
-            "windows or ALiBi do that), so every action is scored by a sequence of its own: exact, and many times slower"
+            "windows or ALiBi do that), so every action is scored by a sequence of its own: exact, and many times "
+            "slower"
         )
     return "\n".join(notes) or None
 
