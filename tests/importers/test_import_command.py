@@ -12,7 +12,7 @@ from retroformer import cli
 from retroformer.config import CollectConfig
 from retroformer.importers.formats import FORMATS
 from retroformer.storage import read_trajectories
-from tiny_logs import REFUND, write_lines
+from tiny_logs import REFUND, import_chat, write_lines
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,23 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*words: str) -> int:
     return cli.main(["import", "log.jsonl", "--format", "openai-chat", "--out", "out", *words])
+
+
+def test_where_an_export_or_an_import_cannot_be_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    import_chat(tmp_path, [REFUND])
+    words = ["import", "log.jsonl", "--format", "openai-chat", "--out", "again"]
+    for asked, said in (
+        (["export", "out", "--format", "atif", "--out", "out"], "out is a folder; name the file"),
+        (["export", "out", "--format", "atif", "--out", "log.jsonl/x"], "log.jsonl/x cannot be written: "),
+        ([*words, "--max-quarantined", "nan"], "max_quarantined is nan, expected a share, 0 to 1"),
+        ([*words, "--reward-range", "1", "0"], "rewards from 1 to 0: expected the smaller number first"),
+    ):
+        assert cli.main(asked) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
 
 
 def test_the_counts_are_told(capsys: pytest.CaptureFixture[str]) -> None:

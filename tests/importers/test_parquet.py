@@ -8,8 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from builders import make_trajectory
+from retroformer.environments.splits import of_instance
+from retroformer.errors import ConfigError
+from retroformer.importers.conversation import Rules
 from retroformer.importers.importing import import_logs
+from retroformer.importers.outcomes import OutcomeRule
 from retroformer.storage import EPISODES, STEPS, episode_row, read_trajectories, step_rows
+from retroformer.types import Outcome, Trajectory
 from tiny_logs import quarantined, rules
 
 GOOD = [make_trajectory(seed=n) for n in range(3)]
@@ -72,6 +77,25 @@ def test_one_bad_episode_is_refused_alone(reason: str, tmp_path: Path) -> None:
     assert report["reasons"] == {reason: 1}
     assert report["accepted"] == 2
     assert quarantined(tmp_path / "out")[0]["source"].startswith(f"{tmp_path}/in/episodes.parquet:")
+
+
+def fails(trajectory: Trajectory) -> bool:
+    """A user's own judge, for whom two steps are too many."""
+    return len(trajectory.steps) < 2
+
+
+def test_a_users_own_function_judges_and_its_reward_is_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    load(tmp_path, *rows())
+    named = Rules(OutcomeRule(function="test_parquet:fails"), of_instance)
+    report = import_logs([tmp_path / "in"], "parquet", tmp_path / "judged", named)
+    found = read_trajectories(tmp_path / "judged")
+    assert {one.outcome for one in found} == {Outcome.SUCCESS if len(GOOD[0].steps) < 2 else Outcome.FAILURE}
+    assert [one.total_reward for one in found] == [float(len(one.steps) < 2) for one in found]
+    assert report["outcome"] == "test_parquet:fails"
+    assert import_logs([tmp_path / "in"], "parquet", tmp_path / "own", rules())["outcome"] == "the tables' own"
+    with pytest.raises(ConfigError, match="reward:score is no column of the project's tables"):
+        import_logs([tmp_path / "in"], "parquet", tmp_path / "x", Rules(OutcomeRule("score"), of_instance))
 
 
 def test_the_same_id_twice(tmp_path: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from retroformer.errors import ContractBroken, DataError
@@ -14,6 +18,7 @@ from retroformer.importers import records
 from retroformer.importers.converting import _received, _sent
 from retroformer.importers.importing import import_logs
 from retroformer.importers.records import MARK, UNREAD, Record, files_of, json_records, parse
+from retroformer.preloaded import ADDRESS
 from retroformer.storage import hash_directory, read_trajectories
 from tiny_logs import REFUND, import_chat, quarantined, rules, write_lines
 
@@ -147,6 +152,29 @@ def test_workers_read_files_of_every_kind_alike(tmp_path: Path, monkeypatch: pyt
         assert (report["accepted"], report["reasons"]) == (9, {"not_utf8": 1, "too_large": 1})
         made[workers] = hash_directory(out)
     assert made[1] == made[2]
+
+
+def test_workers_end_with_the_import_that_was_killed(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", [{**REFUND, "id": f"r{n}"} for n in range(60_000)])
+    words = ["import", "--format", "openai-chat", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]
+    code = "import sys; from retroformer.importers import importing; importing.SMALL = 0; "
+    code += "importing.os.sched_getaffinity = lambda _: {0, 1}; from retroformer.cli import main; main(sys.argv[1:])"
+    # What is typed by hand is no fork; one that is ends its own.
+    environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
+    script = tmp_path / "run.py"
+    script.write_text(f'if __name__ == "__main__":\n    {code}\n')
+    run = subprocess.Popen([sys.executable, str(script), *words], env=environment, stderr=subprocess.DEVNULL)
+    below: list[psutil.Process] = []
+    while len(below) < 3 and run.poll() is None:  # two workers and what tracks their resources
+        below = psutil.Process(run.pid).children(recursive=True)
+    run.kill()
+    run.wait()
+    assert len(below) == 3
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert not alive
+    report = import_chat(tmp_path, [REFUND])
+    assert report["episodes"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "log.jsonl", "out", "run.py"]
 
 
 def test_a_file_that_is_cut_meanwhile_is_said(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def convert_all(job: Job, chunks: Iterable[Chunk], workers: int, within: Path) -
     ahead: deque[tuple[Chunk, Path, Future[Converted]]] = deque()
     with (
         tempfile.TemporaryDirectory(prefix=".workers-", dir=within) as folder,
-        ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin) as pool,
+        ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)) as pool,
     ):
 
         def first() -> tuple[Chunk, Converted]:
@@ -198,10 +198,10 @@ def convert_all(job: Job, chunks: Iterable[Chunk], workers: int, within: Path) -
             yield first()
 
 
-def _begin() -> None:
+def _begin(parent: int) -> None:
     """First in a worker: it ends with its parent, and looks for no cycles, a fifth of its time: conversion has none."""
     gc.disable()
-    leave_with(os.getppid())
+    leave_with(parent)
 
 
 TABLES = ("episodes.arrow", "steps.arrow")

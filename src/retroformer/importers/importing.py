@@ -78,6 +78,9 @@ def import_logs(
     check_replaceable(out)
     if not 0 <= max_quarantined <= 1:
         raise ConfigError(f"max_quarantined is {max_quarantined:g}, expected a share, 0 to 1")
+    rule = rules.outcome
+    if format == "parquet" and (rule.reward or rule.success or rule.assessment):
+        raise ConfigError(f"{rule} is no column of the project's tables, which have an outcome: judge with a function")
     files = files_of(paths, chosen.suffixes)
     size = sum(file.stat().st_size for file in files)
     if not workers:
@@ -182,6 +185,17 @@ class Tally:
         }
 
 
+def told_of_outcomes(job: Job) -> dict[str, str]:
+    """Where outcomes and rewards come from, for the report."""
+    rule = str(job.rules.outcome)
+    if job.format == "parquet" and not rule:
+        return {"outcome": "the tables' own", "rewards": "the tables' own"}
+    return {
+        "outcome": rule or "fields reward and success",
+        "rewards": "at the last step, not discounted, clipped or normalised; rewards of steps as logged",
+    }
+
+
 class Importing:
     """One run of an import."""
 
@@ -242,8 +256,7 @@ class Importing:
                 **({"forgotten": self.forgotten} if self.forgotten else {}),
                 "reasons": dict(sorted(self.reasons.items())),
                 "redacted": dict(sorted(self.redacted.items())),
-                "outcome": str(self.job.rules.outcome) or "fields reward and success",
-                "rewards": "at the last step, not discounted, clipped or normalised; rewards of steps as logged",
+                **told_of_outcomes(self.job),
                 **self.tally.report(),
             }
             write_json(folder / "collect.json", report)

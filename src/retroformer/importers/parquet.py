@@ -1,6 +1,7 @@
 """The project's own two tables, from this project or written by someone else's: each episode a record.
 
-Ids, rewards, outcomes and policies stay; the split is that of the task instance, as for every log.
+Ids, rewards, outcomes and policies stay, unless the user's own function judges: then its reward is all, at the last
+step. The split is that of the task instance, as for every log.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from retroformer.importers.conversation import Found, Rules, found_of
 from retroformer.importers.records import Advance, Record, Rejected
 from retroformer.importers.redaction import Redactor
 from retroformer.storage import EPISODES, STEPS, stream_table, trajectory_from_row
-from retroformer.types import Outcome, Step
+from retroformer.types import Outcome, Step, Trajectory
 
 SUFFIXES = ("episodes.parquet",)
 OPTIONAL = ("previous_id", "error", "total_reward")
@@ -73,6 +74,8 @@ def trajectories(record: Record, rules: Rules, redactor: Redactor) -> list[Found
         raise Rejected("invalid_temperature", f"temperature {trajectory.temperature}")
     if trajectory.attempt < 0 or trajectory.task.seed < 0:
         raise Rejected("invalid_attempt", f"attempt {trajectory.attempt} at seed {trajectory.task.seed}")
+    if rules.outcome.function and trajectory.outcome not in (Outcome.ERROR, Outcome.TRUNCATED):
+        trajectory = _judged(trajectory, rules)
     if not rules.outcome.lowest <= trajectory.total_reward <= rules.outcome.highest:
         raise Rejected("reward_out_of_range", f"the episode's return is {trajectory.total_reward:g}")
     content = hashlib.sha256(repr(replace(trajectory, source="")).encode() + repr(trajectory.steps).encode())
@@ -80,6 +83,13 @@ def trajectories(record: Record, rules: Rules, redactor: Redactor) -> list[Found
     source = f"{record.source} {trajectory.source}".rstrip()
     kept = replace(trajectory, task=task, source=source)
     return [found_of(trajectory.id, content.hexdigest(), redactor.trajectory(kept) if redactor.names else kept)]
+
+
+def _judged(trajectory: Trajectory, rules: Rules) -> Trajectory:
+    verdict = rules.outcome.judge({}, {}, lambda: trajectory)
+    *before, last = (replace(step, reward=0.0) for step in trajectory.steps)
+    steps = (*before, replace(last, reward=verdict.reward))
+    return replace(trajectory, outcome=verdict.outcome, steps=steps)
 
 
 def _step(row: dict[str, Any]) -> Step:
