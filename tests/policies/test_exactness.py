@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+)
 
 from retroformer.errors import PolicyError
 from retroformer.policies.checkpoints import load
@@ -11,6 +21,7 @@ from retroformer.policies.language_model import LanguageModelPolicy
 from retroformer.policies.layout import Layout
 from tiny import FAMILIES, PLAIN, plain_scores, tiny_policy, tiny_tokenizer, told
 
+SMALL = {"vocab_size": 14, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 STEPS = told([("w5 w6", ("w0 w1", "w0 w2", "w3"), 1), ("w7", ("w0 w1 w2", "w2"), 0), ("w8", ("w1",), 0)])
 
 
@@ -93,6 +104,23 @@ def test_logits_that_the_model_caps_are_capped():
         sliding_window=1024,
     )
     policy = LanguageModelPolicy(Gemma2ForCausalLM(config).eval(), tiny_tokenizer(), Layout())
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, 0.5)
+    assert settle(policy, "m") is None
+
+
+@pytest.mark.parametrize(
+    ("family", "own"),
+    [
+        (CohereForCausalLM, CohereConfig(logit_scale=0.25, pad_token_id=0, bos_token_id=1, eos_token_id=1, **SMALL)),
+        (GraniteForCausalLM, GraniteConfig(logits_scaling=4.0, **SMALL)),
+    ],
+)
+def test_logits_that_the_model_scales_are_scaled(family, own):
+    torch.manual_seed(0)
+    policy = LanguageModelPolicy(family(own).eval(), tiny_tokenizer(), Layout())
     with torch.no_grad():
         for parameter in policy.model.parameters():
             if parameter.dim() == 2:

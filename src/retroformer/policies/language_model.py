@@ -108,10 +108,16 @@ class LanguageModelPolicy:
     def logits(self, hidden_nd: torch.Tensor) -> torch.Tensor:
         """Next-token logits [N, V] of hidden states, in fp32 or better, as the model's own head makes them."""
         logits = self.model.get_output_embeddings()(hidden_nd)
-        return self._capped(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        return self._finished(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
-    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
-        cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma
+    def _finished(self, logits: torch.Tensor) -> torch.Tensor:
+        """What some families do to the output layer's numbers; `exactness` tells where one does something else."""
+        config = self.model.config
+        if isinstance(scale := getattr(config, "logit_scale", None), int | float):  # Cohere
+            logits = logits * scale
+        if scaling := getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / scaling
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def token_logits(self, hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
@@ -124,7 +130,7 @@ class LanguageModelPolicy:
             rows = torch.nn.functional.embedding(token, head.weight)
             dtype = torch.promote_types(rows.dtype, torch.float32)
             own = (hidden_nd[place].to(dtype) * rows.to(dtype)).sum(-1)
-            return self._capped(own if head.bias is None else own + head.bias[token])
+            return self._finished(own if head.bias is None else own + head.bias[token])
 
         return in_parts(part, hidden_nd, place, token, size=LOGITS // hidden_nd.shape[1])
 
