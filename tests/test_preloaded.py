@@ -47,7 +47,7 @@ def project(root: Path, **collect: int) -> Path:
     return root
 
 
-def eventually(found: Callable[[], object], seconds: float = 60.0) -> None:
+def eventually(found: Callable[[], object], seconds: float = 240.0) -> None:
     until = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < until
