@@ -20,8 +20,8 @@ PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encodin
 SOURCE = ROOT / "src/retroformer"
 WHERE_AND_HOW = ("config", "errors", "pools", "preloaded", "progress", "recovery")
 DECIDES_NOTHING = {f"src/retroformer/{name}.py" for name in WHERE_AND_HOW}
-"""The values of config.py are the params; errors and progress are what is shown; pools, preloaded and recovery are where
-it is computed, and when that ends."""
+"""The values of config.py are the params; errors and progress are what is shown; pools, preloaded and recovery are
+where it is computed, and when that ends."""
 INPUTS = {"data/champion.json", "data/history", "data/history/tombstones.jsonl", "data/logs"}
 """What crosses rounds, and logs from elsewhere; no stage makes it."""
 
