@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import ACME, LOG, import_config, make_data
+from lineage.conftest import ACME, LOG, import_config, make_data
 from project import dvc, run
 from retroformer import cli
 from retroformer.errors import DataError
