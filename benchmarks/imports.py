@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,17 @@ def measure(quick: bool) -> Report:
             whole, part = folder / f"{case}.jsonl", folder / f"{case}-part.jsonl"
             records = write_runs(whole, size, characters)
             some = write_runs(part, min(64 * 2**20, size // 8), characters)
-            command = Taken(), Taken()
+            command = {"json.loads": Taken(), "import": Taken()}
             for _ in range(report.reps):
-                for taken, run in zip(command, (loop, typed), strict=True):
+                for taken, run in zip(command.values(), (loop, typed), strict=True):
                     started = time.perf_counter()
                     run(whole)
                     taken.repetitions.append(time.perf_counter() - started)
             whole_size = whole.stat().st_size
             whole.unlink()
-            single = interleave({"json": lambda part=part: loop(part), "import": lambda part=part: here(part)}, 5)
-            for variant, taken in zip(("json.loads", "import"), command, strict=True):
+            alone = {"json.loads": partial(loop, part), "import": partial(here, part)}
+            single = interleave(alone, report.reps)
+            for variant, taken in command.items():
                 report.cases.append(
                     {
                         "case": case,
@@ -67,12 +69,12 @@ def measure(quick: bool) -> Report:
                         "megabytes": whole_size / 1e6,
                         "records": records,
                         "records_per_second": records / taken.median,
-                        "cpu_records_per_second": some / single[variant.split(".")[0]].median,
-                        "peak_megabytes": peak_megabytes(lambda part=part: here(part)) if variant == "import" else None,
+                        "cpu_records_per_second": some / single[variant].median,
+                        "peak_megabytes": peak_megabytes(alone[variant]) if variant == "import" else None,
                     }
                 )
-            report.ratios[f"import_{case}"] = command[0].median / command[1].median
-            report.ratios[f"import_{case}_1"] = single["json"].median / single["import"].median
+            report.ratios[f"import_{case}"] = command["json.loads"].median / command["import"].median
+            report.ratios[f"import_{case}_1"] = single["json.loads"].median / single["import"].median
     return report
 
 

@@ -56,6 +56,7 @@ class Play:
 
 
 SAMPLED, GREEDY = Play("sampled"), Play("greedy", greedy=True)
+SWAPPED = Play("swapped", mission="shuffled")
 FOLLOWS = (Play("shuffled", mission="shuffled"), Play("other", mission="other"))
 TRANSFER = (Play("held out", held_out=True), Play("held out, shuffled", mission="shuffled", held_out=True))
 

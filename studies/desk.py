@@ -7,10 +7,9 @@ nothing but these logs. `scripted:desk` is the agent that wrote them, at work wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from studies.arms import AGENTS, GREEDY, SAMPLED, Arm, Play
-from studies.tables import Result, by_arm, over_seeds, table
+from studies.arms import AGENTS, GREEDY, SAMPLED, SWAPPED, Arm
+from studies.tables import Result, by_arm, over_seeds, success, table
 
 RUNS = 4000
 DATA = (
@@ -21,7 +20,6 @@ DATA = (
 )
 OBJECTIVES = ("imitation_of_successes", "reward_weighted", "imitation")
 """Those that need no log-probabilities of the behaviour and learn from nothing."""
-SWAPPED = Play("swapped", mission="shuffled")
 
 
 def arms(seeds: int) -> list[Arm]:
@@ -52,9 +50,3 @@ def answer(results: Sequence[Result]) -> tuple[str, None]:
     header = ["", "seeds", "sampled", "minus the agent", "greedy", "told another wish"]
     logged = "\nThe logs are imported chat JSONL without log-probabilities, of desk:refund and desk:cancel.\n"
     return table(header, rows) + logged, None
-
-
-def success(result: dict[str, Any], play: str) -> float | None:
-    """Mean success over the tasks that were played."""
-    rates = [solved / n for solved, n in result.get(play, {}).values()]
-    return sum(rates) / len(rates) if rates else None

@@ -11,8 +11,8 @@ from typing import Any
 
 from retroformer.environments import make
 from retroformer.errors import EnvironmentFault
-from studies.arms import AGENTS, SAMPLED, TRANSFER, Arm, Play
-from studies.tables import by_arm, over_seeds, table
+from studies.arms import AGENTS, SAMPLED, SWAPPED, TRANSFER, Arm
+from studies.tables import by_arm, over_seeds, success, table
 
 KINDS = {
     "babyai": ("P5N2", "P6N3", "GoToLocalS5N2"),
@@ -24,7 +24,6 @@ HELD_OUT = {
     "toy_text": ("Lake6",),
     "textworld-express": ("sorting",),
 }
-SWAPPED = Play("swapped", mission="shuffled")
 PLAYS = (SAMPLED, SWAPPED, *TRANSFER)
 
 
@@ -66,14 +65,16 @@ def answer(results: Sequence[dict[str, Any]]) -> tuple[str, None]:
 
     def row(label: str, arm: str, play: str, tasks: dict[str, tuple[str, ...]], kinds: Sequence[str]) -> list[str]:
         own = found.get(arm, [])
-        cells = [over_seeds(success(one, play, tasks[package]) for one in own) for package in kinds]
+        cells = [over_seeds(success(one, play, tasks[package].__contains__) for one in own) for package in kinds]
         return [label, play, str(len(own)), *cells]
 
     rows = []
     for play in ("sampled", "swapped"):
         rows.append(row("one policy for all", "joint", play, KINDS, packages))
         rows += [row(f"{package} alone", f"{package} alone", play, KINDS, packages) for package in packages]
-    agents = [over_seeds(success(one, "sampled", KINDS[p]) for one in found[f"{p} agent"]) for p in packages]
+    agents = [
+        over_seeds(success(one, "sampled", KINDS[p].__contains__) for one in found[f"{p} agent"]) for p in packages
+    ]
     rows.insert(0, ["the agent that made the logs", "sampled", str(len(found[f"{packages[0]} agent"])), *agents])
     text = table(["", "played", "seeds", *packages], rows)
     text += "\nTasks never trained on (" + ", ".join(named(HELD_OUT, packages)) + "):\n\n"
@@ -89,9 +90,3 @@ def answer(results: Sequence[dict[str, Any]]) -> tuple[str, None]:
     if missing := [package for package in KINDS if package not in packages]:
         text += f" {', '.join(missing)} was not installed."
     return text + "\n", None
-
-
-def success(result: dict[str, Any], play: str, tasks: Sequence[str]) -> float | None:
-    """Mean success over those of the tasks that were played."""
-    rates = [k / n for task, (k, n) in result.get(play, {}).items() if task in tasks]
-    return sum(rates) / len(rates) if rates else None

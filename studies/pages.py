@@ -14,7 +14,7 @@ from retroformer.config import load_config
 from retroformer.storage import write_text
 from studies import desk, kinds
 from studies.arms import AGENTS, FIRST_AGENT, FOLLOWS, GREEDY, SAMPLED, TRANSFER, Arm, Play
-from studies.tables import Result, by_arm, half_width, over_seeds, table
+from studies.tables import Result, by_arm, half_width, over_seeds, success, table
 
 DOCS = Path("docs/studies")
 STRICT = ("P5N2", "P6N3", "P6N4", "D6N4", "P7N3", "P8N5")
@@ -37,8 +37,7 @@ class Study:
 
 def rates(result: Result, play: str, family: str) -> float | None:
     """Mean success over a family's tasks."""
-    found = [k / n for task, (k, n) in result.get(play, {}).items() if (task in STRICT) == (family == "strict")]
-    return sum(found) / len(found) if found else None
+    return success(result, play, lambda task: (task in STRICT) == (family == "strict"))
 
 
 def comparison(results: Sequence[Result], plays: Sequence[str], labels: dict[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,12 @@ def over_seeds(values: Iterable[float | None]) -> str:
 def half_width(values: Sequence[float]) -> float:
     """Half of the 95% Student interval of a mean over seeds."""
     return float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def success(result: Result, play: str, of: Callable[[str], bool] = lambda task: True) -> float | None:
+    """Mean success over those of the played tasks that are asked for; None where none was played."""
+    rates = [solved / n for task, (solved, n) in result.get(play, {}).items() if of(task)]
+    return sum(rates) / len(rates) if rates else None
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -29,6 +29,10 @@ class Outcome(StrEnum):
     """The log does not say."""
 
 
+LEARNABLE = (Outcome.SUCCESS, Outcome.FAILURE)
+"""The task ended, and it is known how."""
+
+
 class StopReason(StrEnum):
     """Why the last step was the last."""
 
@@ -116,7 +120,7 @@ class Trajectory:
     @property
     def learnable(self) -> bool:
         """Whether its rewards mean anything: the task ended, and the log says how."""
-        return self.outcome in (Outcome.SUCCESS, Outcome.FAILURE)
+        return self.outcome in LEARNABLE
 
     def __repr__(self) -> str:
         return (

@@ -98,6 +98,23 @@ def test_a_users_own_function_judges_and_its_reward_is_all(tmp_path: Path, monke
         import_logs([tmp_path / "in"], "parquet", tmp_path / "x", Rules(OutcomeRule("score"), of_instance))
 
 
+def test_nothing_of_a_table_that_is_redacted_keeps_its_secret(tmp_path: Path) -> None:
+    episodes, steps = rows()
+    for row in (*episodes, *steps):
+        row["trajectory_id"] += "@example.org"
+    named = {
+        "family": "x@example.org",
+        "source": "ann@example.org.jsonl:3",
+        "previous_id": "no@example.org",
+        "attempt": 1,
+    }
+    load(tmp_path, [{**row, **named} for row in episodes], steps, redact=["email"])
+    found = read_trajectories(tmp_path / "out")
+    assert len({one.id for one in found}) == len(found) == 3
+    for path in (tmp_path / "out").rglob("*.parquet"):
+        assert b"example.org" not in path.read_bytes(), path
+
+
 def test_the_same_id_twice(tmp_path: Path) -> None:
     episodes, steps = rows()
     again = [{**row, "observation": "other"} for row in steps[:3]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from retroformer.errors import ContractBroken, DataError
+from retroformer.errors import ConfigError, ContractBroken, DataError
 from retroformer.importers import records
 from retroformer.importers.converting import _received, _sent
-from retroformer.importers.importing import import_logs
+from retroformer.importers.importing import import_logs, import_records
 from retroformer.importers.records import MARK, UNREAD, Record, files_of, json_records, parse
 from retroformer.preloaded import ADDRESS
 from retroformer.storage import hash_directory, read_trajectories
@@ -152,6 +153,12 @@ def test_workers_read_files_of_every_kind_alike(tmp_path: Path, monkeypatch: pyt
         assert (report["accepted"], report["reasons"]) == (9, {"not_utf8": 1, "too_large": 1})
         made[workers] = hash_directory(out)
     assert made[1] == made[2]
+
+
+def test_a_share_that_is_none_is_refused_whatever_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max_quarantined is nan, expected a share"):
+        import_records([("a", REFUND)], "openai-chat", tmp_path / "out", rules(), max_quarantined=math.nan)
+    assert not (tmp_path / "out").exists()
 
 
 def test_workers_end_with_the_import_that_was_killed(tmp_path: Path) -> None:

@@ -25,6 +25,15 @@ SMALL = {"vocab_size": 14, "hidden_size": 16, "intermediate_size": 24, "num_hidd
 STEPS = told([("w5 w6", ("w0 w1", "w0 w2", "w3"), 1), ("w7", ("w0 w1 w2", "w2"), 0), ("w8", ("w1",), 0)])
 
 
+def far_from_uniform(model):
+    """A policy of the model, with weights large enough that its probabilities tell it from another."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, 0.5)
+    return LanguageModelPolicy(model.eval(), tiny_tokenizer(), Layout())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_models_that_heed_masks_are_scored_as_trees(family):
     policy = tiny_policy(family)
@@ -103,11 +112,7 @@ def test_logits_that_the_model_caps_are_capped():
         final_logit_softcapping=0.5,
         sliding_window=1024,
     )
-    policy = LanguageModelPolicy(Gemma2ForCausalLM(config).eval(), tiny_tokenizer(), Layout())
-    with torch.no_grad():
-        for parameter in policy.model.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0.0, 0.5)
+    policy = far_from_uniform(Gemma2ForCausalLM(config))
     assert settle(policy, "m") is None
 
 
@@ -120,11 +125,7 @@ def test_logits_that_the_model_caps_are_capped():
 )
 def test_logits_that_the_model_scales_are_scaled(family, own):
     torch.manual_seed(0)
-    policy = LanguageModelPolicy(family(own).eval(), tiny_tokenizer(), Layout())
-    with torch.no_grad():
-        for parameter in policy.model.parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0.0, 0.5)
+    policy = far_from_uniform(family(own))
     assert settle(policy, "m") is None
 
 

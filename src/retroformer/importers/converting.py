@@ -21,7 +21,7 @@ import pyarrow as pa
 from retroformer.errors import DataError
 from retroformer.importers.conversation import Found, Rules
 from retroformer.importers.formats import FORMATS
-from retroformer.importers.records import UNREAD, Open, Record, Rejected, parsed
+from retroformer.importers.records import BUFFER, UNREAD, Open, Record, Rejected, parsed
 from retroformer.importers.redaction import Redactor
 from retroformer.recovery import leave_with
 from retroformer.storage import tables_of_rows
@@ -218,10 +218,9 @@ def _sent(chunk: Chunk) -> Sent:
 
 def _received(sent: list[tuple[str, int, int]]) -> Iterator[Record]:
     for path, own in groupby(sent, key=lambda record: record[0].rpartition(":")[0]):
-        with open(path, "rb") as file:
+        with open(path, "rb", buffering=BUFFER) as file:
             for source, start, size in own:
-                if file.tell() != start:
-                    file.seek(start)
+                file.seek(start)
                 raw = file.read(size)
                 if len(raw) != size:
                     raise DataError(f"{path} was cut while it was read")

@@ -31,7 +31,7 @@ def of_runs(runs: Callable[[Any], Iterator[Run]]) -> Callable[[Record, Rules, Re
         found = []
         for run in runs(record.value):
             source = f"{record.source}#{run.segment}" if run.segment else record.source
-            found.append(found_in(redactor.run(run) if redactor.names else run, source, rules))
+            found.append(found_in(redactor.run(run), source, rules))
         return found
 
     return trajectories

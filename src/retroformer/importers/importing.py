@@ -15,10 +15,9 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import chain, compress, groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,13 +40,11 @@ from retroformer.storage import (
     stream_trajectories,
     write_json,
 )
-from retroformer.types import Outcome
+from retroformer.types import LEARNABLE, Outcome
 
 LEDGER = "ledger.npy"
 """Beside the tables: what the log calls each trajectory and a hash of its content, so that a re-import can tell."""
 QUARANTINE = "quarantine/records.jsonl"
-ENDED = (Outcome.SUCCESS.value, Outcome.FAILURE.value)
-RECORD = attrgetter("record")
 SMALL = 64 * 2**20
 """Bytes up to which starting workers would take longer than it saves."""
 
@@ -76,8 +73,6 @@ def import_logs(
     """
     chosen = format_named(format)
     check_replaceable(out)
-    if not 0 <= max_quarantined <= 1:
-        raise ConfigError(f"max_quarantined is {max_quarantined:g}, expected a share, 0 to 1")
     rule = rules.outcome
     if format == "parquet" and (rule.reward or rule.success or rule.assessment):
         raise ConfigError(f"{rule} is no column of the project's tables, which have an outcome: judge with a function")
@@ -119,21 +114,21 @@ def export_atif(directory: Path, out: Path) -> int:
     """
     count = 0
     lines = (json.dumps(atif.document(one), ensure_ascii=False) for one in stream_trajectories(directory))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror or error}") from None
-    half = out.with_name(f".{out.name}.half")
     if out.is_dir():
         raise DataError(f"{out} is a folder; name the file that is to be written")
+    half = out.with_name(f".{out.name}.half")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with half.open("w", encoding="utf-8") as file:
             for line in lines:
                 file.write(line + "\n")
                 count += 1
         half.replace(out)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror or error}") from None
     finally:
-        half.unlink(missing_ok=True)
+        with suppress(OSError):
+            half.unlink()
     return count
 
 
@@ -156,7 +151,7 @@ class Tally:
         self.steps += sum(one.steps for one in summaries)
         self.logprobs += sum(one.logprobs for one in summaries)
         self.splits.update(one.split for one in summaries)
-        judged = [one.reward for one in summaries if one.outcome in ENDED]
+        judged = [one.reward for one in summaries if one.outcome in LEARNABLE]
         self.lowest, self.highest = min([self.lowest, *judged]), max([self.highest, *judged])
         kinds = Counter((one.task, one.family, one.outcome) for one in summaries)
         for (task, family, outcome), count in kinds.items():
@@ -164,7 +159,7 @@ class Tally:
             row = self.tasks.setdefault(task, [family, 0, 0, 0])
             row[1] += count
             row[2] += count * (outcome == Outcome.SUCCESS)
-            row[3] += count * (outcome in ENDED)
+            row[3] += count * (outcome in LEARNABLE)
 
     def report(self) -> dict[str, Any]:
         """What collect.json says of trajectories that were played, and what else is worth knowing of logged ones."""
@@ -223,6 +218,8 @@ class Importing:
         afresh: bool = False,
     ) -> dict[str, Any]:
         """Write what the records hold, unless `afresh` after what `out` holds already. Returns the report."""
+        if not 0 <= max_quarantined <= 1:
+            raise ConfigError(f"max_quarantined is {max_quarantined:g}, expected a share, 0 to 1")
         with replacing(out) as folder, ExitStack() as stack:
             (folder / "quarantine").mkdir()
             quarantine = stack.enter_context((folder / QUARANTINE).open("w", encoding="utf-8"))
@@ -294,33 +291,25 @@ class Importing:
         self.open += converted.open
         self.redacted += converted.redacted
         refused = dict(converted.refused)
-        kept: list[bool] = []
-        names, ids, forgotten = self.names, self.ids, self.forgotten_hashes
-        for record, found in groupby(converted.summaries, key=RECORD):
-            own = list(found)
-            left = [one for one in own if one.id not in forgotten] if forgotten else own
-            if not left:
+        kept = [False] * len(converted.summaries)
+        for record, pairs in groupby(enumerate(converted.summaries), key=lambda pair: pair[1].record):
+            found = [pair for pair in pairs if pair[1].id not in self.forgotten_hashes]
+            if not found:
                 self.forgotten += 1
-                kept += [False] * len(own)
                 continue
-            for one in left:
-                if one.name and names.get(one.name, one.content) != one.content:
-                    why = Rejected("conflicting_id", "the log has this id before, with other content")
-                    refused[record] = self.job.refusal(why, chunk[record])
-                    kept += [False] * len(own)
-                    break
-            else:
-                fresh = False
-                for one in own:
-                    new = one.id not in ids and one.id not in forgotten
-                    kept.append(new)
-                    if new:
-                        ids.add(one.id)
-                        fresh = True
-                    if one.name and one.id not in forgotten:
-                        names[one.name] = one.content
-                self.accepted += 1
-                self.repeated += not fresh
+            if any(one.name and self.names.get(one.name, one.content) != one.content for _, one in found):
+                why = Rejected("conflicting_id", "the log has this id before, with other content")
+                refused[record] = self.job.refusal(why, chunk[record])
+                continue
+            fresh = False
+            for place, one in found:
+                if one.name:
+                    self.names[one.name] = one.content
+                if one.id not in self.ids:
+                    self.ids.add(one.id)
+                    kept[place] = fresh = True
+            self.accepted += 1
+            self.repeated += not fresh
         self._count(list(compress(converted.summaries, kept)))
         episodes, steps = converted.episodes, converted.steps
         if not all(kept):

@@ -82,7 +82,7 @@ def trajectories(record: Record, rules: Rules, redactor: Redactor) -> list[Found
     task = replace(trajectory.task, split=rules.split_of(trajectory.task.id))
     source = f"{record.source} {trajectory.source}".rstrip()
     kept = replace(trajectory, task=task, source=source)
-    return [found_of(trajectory.id, content.hexdigest(), redactor.trajectory(kept) if redactor.names else kept)]
+    return [found_of(trajectory.id, content.hexdigest(), redactor.trajectory(kept))]
 
 
 def _judged(trajectory: Trajectory, rules: Rules) -> Trajectory:

@@ -201,8 +201,7 @@ def trajectories(record: Record, rules: Rules, redactor: Redactor) -> list[Found
     content = hashlib.sha256(repr((trajectory.steps, replace(trajectory, source=""), temperature)).encode())
     for part in (trajectory.task, trajectory.policy, attempt, trajectory.error):
         content.update(repr(part).encode())
-    kept = redactor.trajectory(trajectory) if redactor.names else trajectory
-    return [found_of(trajectory.id, content.hexdigest(), kept)]
+    return [found_of(trajectory.id, content.hexdigest(), redactor.trajectory(trajectory))]
 
 
 def _judged(

@@ -82,11 +82,11 @@ class Redactor:
         if isinstance(value, str):
             if "\\" in value and value.lstrip()[:1] in ("{", "["):
                 counted = self.found.total()
+                # An escape may hide a pattern, "\u0040" an e-mail's "@".
                 try:
-                    # An escape may hide a pattern, "\u0040" an e-mail's "@".
                     written = json.dumps(self.value(json.loads(value)), ensure_ascii=False)
                 except (ValueError, RecursionError):
-                    written = value
+                    written = self.text(ESCAPE.sub(lambda match: chr(int(match[1], 16)), value))
                 if self.found.total() > counted:
                     return written
             return self.text(value)
@@ -104,6 +104,8 @@ class Redactor:
 
         The tokens and the log-probability of what changed are no longer its own, and dropped.
         """
+        if not self.names:
+            return run
         run.turns = [self._turn(turn) for turn in run.turns]
         run.tools = self.value(run.tools)
         run.task, run.policy = self.text(run.task), self.text(run.policy)
@@ -119,22 +121,33 @@ class Redactor:
 
     def trajectory(self, one: Trajectory) -> Trajectory:
         """What is a trajectory already, likewise; an id that would be redacted becomes a hash of itself."""
-        id = one.id if self.text(one.id) == one.id else hashlib.sha256(one.id.encode()).hexdigest()[:16]
-        task = replace(one.task, name=self.text(one.task.name), description=self.value(one.task.description))
+        if not self.names:
+            return one
+        task = replace(
+            one.task,
+            environment=self.text(one.task.environment),
+            family=self.text(one.task.family),
+            name=self.text(one.task.name),
+            description=self.value(one.task.description),
+        )
         return replace(
             one,
-            id=id,
+            id=self._id(one.id),
             task=task,
             steps=tuple(map(self._step, one.steps)),
             policy=self.text(one.policy),
+            previous_id=None if one.previous_id is None else self._id(one.previous_id),
+            source=self.text(one.source),
             error=None if one.error is None else self.text(one.error),
         )
+
+    def _id(self, id: str) -> str:
+        return id if self.text(id) == id else hashlib.sha256(id.encode()).hexdigest()[:16]
 
     def _step(self, step: Step) -> Step:
         observation, action = self.value(step.observation), self.value(step.action)
         if step.admissible_actions is not None:
-            admissible = tuple(map(self.value, step.admissible_actions))
-            step = replace(step, admissible_actions=admissible)
+            step = replace(step, admissible_actions=tuple(map(self.value, step.admissible_actions)))
         if action != step.action:
             step = replace(step, action=action, token_ids=None, logprob=None)
         return replace(step, observation=observation)
@@ -143,7 +156,7 @@ class Redactor:
         """A record's text redacted for quarantine, without counting anything a second time."""
         counted = self.found.copy()
         try:
-            return self.value(ESCAPE.sub(lambda match: chr(int(match[1], 16)), text) if _broken(text) else text)
+            return self.value(text)
         finally:
             self.found = counted
 
@@ -160,12 +173,3 @@ class Redactor:
 
             text = pattern.sub(replaced, text)
         return text
-
-
-def _broken(text: str) -> bool:
-    """Whether it is no JSON, so that nobody else reads its escapes."""
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return True
-    return False

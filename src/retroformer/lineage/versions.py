@@ -18,7 +18,7 @@ from retroformer.stages.train import start_of
 from retroformer.storage import read_json
 from retroformer.tracking import mlflow_view, record
 from retroformer.tracking import versions as named
-from retroformer.types import Outcome
+from retroformer.types import LEARNABLE
 
 ROLES = ("trained", "checkpoint", "judged", "unused")
 """What a trajectory was to a version: drawn for its training, what chose its checkpoint, what judged it, or none."""
@@ -98,7 +98,7 @@ def listed(root: Path, version: Version) -> Iterator[Listed]:
             for row in csv.DictReader(file):
                 if float(row["probability"]) > 0:
                     role = "trained"
-                elif row["split"] == "checkpoint" and row["outcome"] in (Outcome.SUCCESS, Outcome.FAILURE):
+                elif row["split"] == "checkpoint" and row["outcome"] in LEARNABLE:
                     role = "checkpoint"
                 else:
                     role = judged if row["split"] == "evaluation" else "unused"

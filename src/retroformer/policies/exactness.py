@@ -94,7 +94,7 @@ def tree_error(policy: LanguageModelPolicy, longest: int = 3) -> float:
 
     The first prefix of the longer tree has `longest` tokens.
     """
-    vocabulary = len(policy.model.get_input_embeddings().weight)
+    vocabulary = policy.text.vocabulary
     generator = torch.Generator().manual_seed(0)
     windows = []
     for length in (2, longest):

@@ -11,7 +11,7 @@ from retroformer.errors import DataError
 from retroformer.journal import read_seconds
 from retroformer.pins import Pins
 from retroformer.storage import EPISODES, read_json, read_table, write_text
-from retroformer.types import Outcome
+from retroformer.types import LEARNABLE, Outcome
 
 HISTORY = Path("data/history")
 FIGURES = (
@@ -104,7 +104,7 @@ def behaviour_of(root: Path, confidence: float) -> dict[str | None, dict[str, An
     table = read_table(root / "data/validated/episodes.parquet", EPISODES)
     scores: dict[str, list[float | None]] = {}
     for task, outcome in zip(table["task"].to_pylist(), table["outcome"].to_pylist(), strict=True):
-        if outcome in (Outcome.SUCCESS, Outcome.FAILURE):
+        if outcome in LEARNABLE:
             scores.setdefault(task, []).append(float(outcome == Outcome.SUCCESS))
     groups: dict[str | None, dict[str, list[float | None]]] = {name: {name: own} for name, own in scores.items()}
     if scores:

@@ -22,9 +22,8 @@ from retroformer.evaluation.off_policy.improvement import (
     reference_of,
 )
 from retroformer.evaluation.off_policy.logs import Logs, Scored, score
-from retroformer.types import Outcome, Trajectory
+from retroformer.types import LEARNABLE, Outcome, Trajectory
 
-LEARNABLE = (Outcome.SUCCESS, Outcome.FAILURE)
 MAX_LOST = 0.1
 """Share of the trajectories that errors and limits may have cost: beyond it the rest is a selection."""
 MIN_TASK_ESS = 25.0

@@ -44,7 +44,6 @@ class Logs:
         self.rewards_nt = self.padded(np.array([step.reward for step in steps]))
         self.behaviour_s: Array = np.array([np.nan if step.logprob is None else step.logprob for step in steps])
         self.generated_s: NDArray[np.bool_] = np.array([step.admissible_actions is None for step in steps], dtype=bool)
-        self.generated = bool(self.generated_s.any())
         frequent = Counter(step.action for step in steps if step.admissible_actions is not None).most_common(KINDS)
         kind = {action: number for number, (action, _) in enumerate(sorted(frequent))}
         choices = [step.admissible_actions or (step.action,) for step in steps]
@@ -56,6 +55,11 @@ class Logs:
             row[: len(actions)] = [kind.get(action, len(kind)) for action in actions]
         self.tasks: list[str] = [one.task.name for one in self.trajectories]
         self.instance_n = numbered([one.task.id for one in self.trajectories])
+
+    @property
+    def generated(self) -> bool:
+        """Whether an action was written, and not chosen."""
+        return bool(self.generated_s.any())
 
     @property
     def fold_n(self) -> Integers:
