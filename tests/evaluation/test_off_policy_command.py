@@ -155,7 +155,7 @@ def test_generated_actions_are_one_ratio_each_and_have_no_direct_method(trajecto
         replace(one, steps=tuple(replace(step, admissible_actions=None, logprob=-3.0) for step in one.steps))
         for one in trajectories
     ]
-    logs, policy = Logs(written), build(PolicyConfig(**SIZE), WORDS, seed=0, layout=Layout.words(generated=True))
+    logs, policy = Logs(written), build(PolicyConfig(**SIZE), WORDS, seed=0, layout=Layout.words(ended=True))
     assert logs.generated
     scored = score(policy, written, 1.0)
     assert scored.logprobs_sa.shape[1] == 1

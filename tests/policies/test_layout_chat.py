@@ -139,7 +139,7 @@ def test_a_word_of_a_built_vocabulary_ends_no_turn():
     from retroformer.policies.layout import END
 
     config = PolicyConfig(model="", width=8, layers=1, heads=2)
-    policy = build(config, ["go", "on"], seed=0, layout=Layout.words(generated=True))
+    policy = build(config, ["go", "on"], seed=0, layout=Layout.words(ended=True))
     end = policy.tokenizer.convert_tokens_to_ids(END)
     assert end not in policy.encode(f"go {END} on")
     assert policy.encode("go on", "", f" {END}")[-1] == end

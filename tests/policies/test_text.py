@@ -25,7 +25,7 @@ WORDS = WORDS[:10]
 
 def speaker(context=1024):
     """A tiny model that generates, with probabilities far from uniform."""
-    policy = build(CONFIG, WORDS, seed=0, layout=Layout.words(generated=True))
+    policy = build(CONFIG, WORDS, seed=0, layout=Layout.words(ended=True))
     with torch.no_grad():
         policy.model.get_output_embeddings().weight.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(0))
     policy.limit = context

@@ -8,15 +8,17 @@ import torch
 from safetensors.torch import load_file
 
 from builders import make_trajectory
+from retroformer.config import PolicyConfig
 from retroformer.curriculum.catalogue import COLUMNS, read_catalogue, write_catalogue
 from retroformer.errors import ConfigError, DataError, PinMismatch, PolicyError, TrainingStopped
 from retroformer.pins import policy_hash
-from retroformer.policies.checkpoints import load
+from retroformer.policies.checkpoints import build, load
 from retroformer.policies.layout import Layout
 from retroformer.stages.train import train_baseline, words_of
 from retroformer.storage import hash_directory, read_json, read_trajectories, write_trajectories
 from retroformer.training.beside import counted
 from retroformer.training.trainer import Trainer
+from retroformer.types import Step
 from tiny_round import BOT, pin, run_train, tiny_config
 
 BASELINES = ["imitation", "imitation_of_successes"]
@@ -56,9 +58,9 @@ def test_the_built_policy_knows_every_word_of_its_tasks(made_challenger):
     policy = load(made_challenger / "data/challenger")
     played = read_trajectories(made_challenger / "data/batches")
     said = {word for one in played for step in one.steps for word in step.observation.split()}
-    words, generated, phrases = words_of(played)
+    words, ended, phrases = words_of(played)
     assert said <= set(words)
-    assert not generated
+    assert not ended
     assert not phrases
     unknown = policy.tokenizer.unk_token_id
     assert not any(unknown in window.tokens for one in played for window in policy.windows(one))
@@ -74,6 +76,20 @@ def test_environments_that_list_no_words_add_those_of_their_history_to_what_othe
     assert {"pick", "red_ball", "green_door_open@f1l2", "left"} <= set(known)  # compact text, that is
     assert alone == ["feed", "forward", "it", "left", "o0", "o1", "o2", "right"]
     assert {*known, *alone, "taxi"} <= set(both)
+
+
+@pytest.mark.parametrize("longer", ["take book from shelf", "book take"])
+def test_actions_have_an_end_where_one_goes_on_from_another(longer):
+    steps = (Step("a book", "take book", 1.0, admissible_actions=("take book", longer), logprob=-1.0),)
+    made = make_trajectory((1.0,), environment="nowhere.Zoo", steps=steps)
+    words, ended, phrases = words_of([made])
+    assert phrases
+    assert ended == (longer != "book take")
+    config = PolicyConfig(model="", width=8, layers=1, heads=2)
+    policy = build(config, words, seed=0, layout=Layout.words(ended=ended))
+    [window] = policy.windows(made)
+    scores = policy.score(policy.collate([window]))
+    assert scores[0, 0].exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_the_same_inputs_give_the_same_bytes_also_over_a_kill(made_challenger, batches, monkeypatch):

@@ -136,9 +136,7 @@ def test_a_resumed_run_parts_its_batches_as_the_first_did():
 
 
 def test_generated_and_chosen_actions_go_through_the_same_parts():
-    policy = build(
-        PolicyConfig(model="", width=8, layers=1, heads=2), WORDS, seed=1, layout=Layout.words(generated=True)
-    )
+    policy = build(PolicyConfig(model="", width=8, layers=1, heads=2), WORDS, seed=1, layout=Layout.words(ended=True))
     spoken = tuple(Step(f"o{t}", "left right forward", 0.5, logprob=-3.0) for t in range(2))
     texts = [make_trajectory(seed=seed, steps=spoken[: 1 + seed % 2]) for seed in range(20, 24)]
     mixed = [*MANY[:3], *texts]

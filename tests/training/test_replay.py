@@ -112,7 +112,7 @@ def test_success_by_task():
 
 
 def test_steps_of_both_modes_lie_side_by_side_and_the_generated_ones_are_marked():
-    made = build(PolicyConfig(model="", width=8, layers=1, heads=2), WORDS, seed=0, layout=Layout.words(generated=True))
+    made = build(PolicyConfig(model="", width=8, layers=1, heads=2), WORDS, seed=0, layout=Layout.words(ended=True))
     written = replace(WON, steps=tuple(replace(step, admissible_actions=None, logprob=None) for step in WON.steps))
     mixed = replace(OTHER, id="mixed", steps=(*LOST.steps, written.steps[0]))
     replay = Replay(made, [replace(written, id="written"), mixed, LOST], discount=1.0, baseline="none")

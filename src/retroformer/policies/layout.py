@@ -18,7 +18,7 @@ Encode = Callable[[str, str, str], tuple[int, ...]]
 """Content, what stands before it and after it -> tokens. The content is foreign text and can be no special token."""
 Piece = tuple[str, str, str]
 END = "<end>"
-"""Ends a generated action of a model with a vocabulary of its own."""
+"""Ends an action of a model with a vocabulary of its own, where that is generated or another goes on from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Layout:
     """Return (sum of rewards) asked for when acting with a policy that was trained conditioned on it."""
 
     @classmethod
-    def words(cls, *, generated: bool, condition_on_return: bool = False) -> Layout:
-        """The layout of a model with a vocabulary of its own; where it generates its actions, they have an end."""
-        action = f"{{action}} {END}" if generated else "{action}"
+    def words(cls, *, ended: bool, condition_on_return: bool = False) -> Layout:
+        """The layout of a model with a vocabulary of its own; actions have an end where words alone do not tell it."""
+        action = f"{{action}} {END}" if ended else "{action}"
         return cls(action=action, condition_on_return=condition_on_return)
 
     @classmethod

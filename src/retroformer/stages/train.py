@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,8 +184,8 @@ def prepare(
     elif policy.model:
         model = load(policy.model, condition_on_return=config.condition_on_return)
     else:
-        words, generated, phrases = words_of(stream_trajectories(batches))
-        layout = Layout.words(generated=generated, condition_on_return=config.condition_on_return)
+        words, ended, phrases = words_of(stream_trajectories(batches))
+        layout = Layout.words(ended=ended, condition_on_return=config.condition_on_return)
         model = build(policy, words, seed=seed, layout=layout, phrases=phrases)
     width = model.model.config.hidden_size
     if start is not None and not policy.model and width != policy.width:
@@ -275,7 +276,8 @@ def train_baseline(
 def words_of(trajectories: Iterable[Trajectory]) -> tuple[list[str], bool, bool]:
     """Every word of the history and, where its environments can name them, those that they may still say.
 
-    Also whether an action was generated rather than chosen, and whether one that could be chosen has several words.
+    Also whether an action needs an end, because it was generated or because one that could be chosen goes on where
+    another stops (``take book``, ``take book from shelf``), and whether one that could be chosen has several words.
     """
     from retroformer.environments import lexicon
 
@@ -296,13 +298,15 @@ def words_of(trajectories: Iterable[Trajectory]) -> tuple[list[str], bool, bool]
     words |= {word for text in texts for word in text.split()}
     listed: set[str] = set()
     phrases = any(" " in action for action in texts)
+    in_order = sorted(tuple(action.split()) for action in texts)
+    open_ended = any(longer[: len(shorter)] == shorter for shorter, longer in pairwise(in_order) if shorter != longer)
     for text in ("compact", "plain"):
         try:
             known = set(lexicon(sorted(names), text, "words" if phrases else "token"))
         except EnvironmentFault:  # logs of an environment that is not here
             break
         listed = max(listed, known, key=lambda one: len(one & words))
-    return sorted(words | listed), generated, phrases
+    return sorted(words | listed), generated or open_ended, phrases
 
 
 def described(start: Pin | None, policy: PolicyConfig) -> str:
