@@ -4,6 +4,7 @@ ROUNDS ?= 2
 VENV := .venv
 EXTRAS := dask miniwob scienceworld textworld textworld-express
 OPENENV := .venv-openenv
+SIDE_BY_SIDE := --numprocesses auto --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 # Where `make serve` listens; another server by its URL alone.
@@ -11,14 +12,15 @@ deploy arrived: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 deploy arrived: export PREFECT_HOME ?= $(CURDIR)/.prefect
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run serve deploy arrived test test-extras test-openenv test-schedule study bench check
+.PHONY: help setup run serve deploy arrived test test-long test-extras test-openenv test-schedule study bench check
 
 help:
 	@echo "make run [ROUNDS=2]  close rounds until ROUNDS are closed, then print the table"
 	@echo "make serve           Prefect's server and a worker, for schedules and events, until Ctrl-C"
 	@echo "make deploy          put the schedules of prefect.yaml on that server; again after a change there"
 	@echo "make arrived LOGS=   copy these logs to the inbox and say so, which starts a round"
-	@echo "make test            all tests but the slow ones"
+	@echo "make test            all tests but the long and the slow ones"
+	@echo "make test-long       the long ones: real trainings, real servers, minutes each"
 	@echo "make test-extras     install the extras (environments, Dask), as far as they can be, and test them"
 	@echo "make test-openenv    the extra openenv, in $(OPENENV), an environment of its own"
 	@echo "make test-schedule   a scheduled run on a real Prefect server and worker, to its close"
@@ -49,7 +51,10 @@ arrived: setup
 	@python flows/arrived.py $(LOGS)
 
 test: setup
-	OMP_NUM_THREADS=1 python -m pytest -m "not slow" --numprocesses auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 python -m pytest -m "not long and not slow" $(SIDE_BY_SIDE)
+
+test-long: setup
+	OMP_NUM_THREADS=1 python -m pytest -m "long and not slow" $(SIDE_BY_SIDE)
 
 # One by one, so that an extra that has no build for this machine does not keep the others away.
 test-extras: setup

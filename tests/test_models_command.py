@@ -196,6 +196,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--expected VERSION" in told
 
 
+@pytest.mark.long
 def test_the_champion_is_served_over_http(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The server that MLflow brings, on the alias, after a promotion."""
     asked(capsys, "promote", "3", "--reason", "to be served")

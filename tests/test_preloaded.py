@@ -69,6 +69,7 @@ def test_says_and_ends_as_the_command_by_itself(served: psutil.Process, tmp_path
     assert process.returncode == 0
 
 
+@pytest.mark.long
 def test_a_stage_writes_the_same_bytes(served: psutil.Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With workers, which are forks of the fork."""
     mine, alone = project(tmp_path / "mine", workers=2), project(tmp_path / "alone", workers=2)
@@ -122,6 +123,7 @@ def test_runs_by_itself_where_the_package_changed_or_nobody_listens(
     assert process.communicate(timeout=60)[0].startswith("retroformer ")
 
 
+@pytest.mark.long
 def test_leaves_with_who_started_it(tmp_path: Path) -> None:
     script = f"""
 import os, subprocess, sys, time

@@ -84,6 +84,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     return Shell(root)
 
 
+@pytest.mark.long
 def test_every_command_of_the_readme(shell: Shell) -> None:
     first = shell("make run ROUNDS=1")
     assert "all levels" in first

@@ -21,6 +21,7 @@ from retroformer.stages.train import train
 from retroformer.storage import read_json, read_trajectories, write_json, write_trajectories
 from retroformer.types import Outcome, Trajectory
 
+pytestmark = pytest.mark.long
 SMALL = {
     "tasks.train": ["babyai:P5N2"],
     "tasks.held_out": [],

@@ -154,6 +154,7 @@ def test_what_the_simulated_challengers_are_worth():
     assert truth(BETTER) - truth(BEHAVIOUR) == pytest.approx(0.1, abs=1e-3)
 
 
+@pytest.mark.long
 def test_240_decisions_seldom_promote_what_is_not_better_and_mostly_what_is():
     verdicts = {
         name: [decision(seed, policy) for seed in range(LOGS)]

@@ -65,6 +65,7 @@ def root(stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return copy
 
 
+@pytest.mark.long
 def test_a_killed_stage_is_tried_again_and_the_round_is_closed(improve: ModuleType, root: Path) -> None:
     (root / "trouble-evaluate").write_text("killed")
     improve.run_stage.retry_delay_seconds = 0
@@ -223,6 +224,7 @@ def test_a_schedule_tells_what_is_wrong_with_the_parameters(improve: ModuleType,
     assert state.message.startswith("params.yaml: seed = 'x'")
 
 
+@pytest.mark.long
 def test_an_interrupt_ends_the_stage_and_leaves_130(root: Path) -> None:
     (root / "endless").touch()
     environment = {**os.environ, "PREFECT_HOME": str(root / ".prefect")}

@@ -13,6 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pytest
 import yaml
 
 from project import HERE
@@ -105,6 +106,7 @@ NAMES = ("AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "HF_TOKEN", "MLFLOW_TRACKING
 SECRETS = {name: f"marked-{name}-93b1" for name in NAMES}
 
 
+@pytest.mark.long
 def test_stages_that_are_disturbed_and_run_again_leave_the_same_bytes(tmp_path: Path) -> None:
     code = f"import sys; sys.path[:0] = [{str(HERE / 'tests')!r}, {str(Path(__file__).parent)!r}]; import test_kills; "
     code += f"from pathlib import Path; test_kills.scenario(Path({str(tmp_path)!r}))"

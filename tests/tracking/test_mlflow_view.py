@@ -104,6 +104,7 @@ def test_the_champion_is_served_with_the_probabilities_that_it_acts_by(registere
     load_and_ask(registered)
 
 
+@pytest.mark.long
 def test_a_version_brings_the_package_and_asks_an_index_only_for_others(registered: Path, tmp_path: Path) -> None:
     mlflow_view.client(registered)
     import mlflow
