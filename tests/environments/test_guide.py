@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from retroformer.environments import packages
-from retroformer.environments.checker import check_environment, check_package
+from retroformer.environments.checker import check_environment
 from retroformer.policies.scripted import load_scripted
+from retroformer.rollouts.checking import check_package
 from retroformer.rollouts.engine import Conditions, Episode, play
 from retroformer.types import Outcome
 
@@ -31,7 +32,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_the_template_is_short_and_keeps_the_contract(written: Path) -> None:
     assert len(BLOCKS[0].splitlines()) < 40
-    reports = list(check_package("towers.Towers"))
+    reports = list(check_package("towers.Towers", 30.0))
     assert [report.name for report in reports] == ["towers.Towers:high", "towers.Towers:low"]
     assert all(report.problems == {} for report in reports), [line for one in reports for line in one.lines()]
 

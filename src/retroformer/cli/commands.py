@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retroformer.cli.parsing import parse, parser_of, short
-from retroformer.errors import EnvironmentFault
+from retroformer.errors import ConfigError, EnvironmentFault
 
 
 def close(arguments: Sequence[str]) -> None:
@@ -59,15 +59,22 @@ def check_environment(arguments: Sequence[str]) -> None:
     """Play an environment and say in plain words what breaks the contract, and which part of it.
 
     It is played at random, by its expert where it has one, with its mission swapped, and again in another process.
-    The exit code is 2 where something was found.
+    A process of its own plays it, so one that hangs, crashes or exits is told too. The exit code is 2 where something
+    was found.
     """
     parser = parser_of("check-environment", check_environment)
     parser.add_argument("name", help="package:task or my_module.MyEnvironment:task; without :task, all of its tasks")
-    name = parse(parser, arguments).name
-    from retroformer.environments.checker import check_package
+    parser.add_argument(
+        "--max-step-seconds", type=float, default=30.0, metavar="S", help="a call that takes longer hangs (30)"
+    )
+    asked = parse(parser, arguments)
+    name, seconds = asked.name, asked.max_step_seconds
+    if not seconds > 0:
+        raise ConfigError(f"--max-step-seconds is {seconds:g}, expected a number of seconds above 0")
+    from retroformer.rollouts.checking import check_package
 
     broken, checked = 0, 0
-    for report in check_package(name):
+    for report in check_package(name, seconds):
         print("\n".join(report.lines()), flush=True)
         checked, broken = checked + 1, broken + bool(report.problems)
     if broken:

@@ -7,6 +7,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from retroformer.chat import ToolCall, write_action
-from retroformer.environments import known, lexicon, make, start
+from retroformer.environments import lexicon, make, start
 from retroformer.environments.protocol import MOST_TEXT, TextEnvironment, section
+from retroformer.environments.watched import Doing, Watched
 from retroformer.errors import EnvironmentFault
 
 SEEDS = (*range(10), 1_000_100_000, 5_999_999_999)
@@ -84,13 +86,16 @@ class Report:
             yield "  nothing was found that breaks the contract"
 
 
-def check_environment(name: str, *, text: str = "compact", actions: str = "token") -> Report:
+def check_environment(
+    name: str, *, text: str = "compact", actions: str = "token", doing: Callable[..., None] = lambda what, calls=1: None
+) -> Report:
     """Play the environment that ``package:task`` names, and report what breaks the contract.
 
-    Raises EnvironmentFault where it is unknown or cannot start.
+    `doing` is told what is done next, and how many calls that takes. Raises EnvironmentFault where the environment is
+    unknown or cannot start.
     """
     report, telling = Report(name), {"text": text, "actions": actions}
-    with opened(name, telling) as environment:
+    with opened(report, telling, doing) as environment:
         if not isinstance(environment.family, str) or not environment.family:
             report.add("Episode", f"family is {environment.family!r}, expected a word")
         expect_raise(report, "Episode", "a step before the first reset", lambda: environment.step(NONSENSE))
@@ -100,25 +105,27 @@ def check_environment(name: str, *, text: str = "compact", actions: str = "token
             check_missions(report, environment, [one for one in records if one.raised is None][:FEW])
             check_expert(report, environment, [one.seed for one in records])
     if records:
+        doing("played again in another process", 2 + len(records))
         check_determinism(report, telling, records)
         check_lexicon(report, telling, records)
     return report
 
 
-def check_package(name: str) -> Iterator[Report]:
-    """The report of ``package:task``, or of every task of a package or import path."""
-    for one in [name] if ":" in name else [f"{name}:{task}" for task in known(name)]:
-        yield check_environment(one)
-
-
 @contextmanager
-def opened(name: str, telling: dict[str, str]) -> Iterator[TextEnvironment]:
-    """A new environment, closed afterwards."""
-    environment = make(name, **telling)
+def opened(report: Report, telling: dict[str, str], doing: Doing = lambda what: None) -> Iterator[TextEnvironment]:
+    """A new environment of the report's name, closed afterwards."""
+    doing("its start")
+    try:
+        environment: Any = Watched(make(report.name, **telling), doing)
+    except SystemExit as error:
+        raise EnvironmentFault(f"{report.name} cannot start: it called sys.exit({error.code!r})") from None
     try:
         yield environment
     finally:
-        environment.close()
+        try:
+            environment.close()
+        except Exception as error:
+            report.add("Episode", f"close raised {told(error)}")
 
 
 def told(error: Exception) -> str:
@@ -361,7 +368,7 @@ def check_expert(report: Report, environment: TextEnvironment, seeds: Sequence[i
 
 def replay(name: str, telling: dict[str, str], records: Sequence[Record]) -> list[Record]:
     """The same seeds and actions on another instance, the last first: an episode must not depend on the one before."""
-    with opened(name, telling) as environment:
+    with opened(Report(name), telling) as environment:
         return [
             play(Report(name), environment, one.seed, lambda _, t, actions=one.actions: (*actions, None)[t])
             for one in reversed(records)
@@ -372,8 +379,12 @@ def check_determinism(report: Report, telling: dict[str, str], records: Sequence
     """The same in another process, whose sets are in another order."""
     from joblib.externals.loky import ProcessPoolExecutor
 
-    with ProcessPoolExecutor(1, env={"PYTHONHASHSEED": "1"}) as executor:
-        again = executor.submit(replay, report.name, telling, records).result()
+    try:
+        with ProcessPoolExecutor(1, env={"PYTHONHASHSEED": "1"}) as executor:
+            again = executor.submit(replay, report.name, telling, records).result()
+    except BrokenExecutor:
+        report.add("Determinism", "played again in another process, it ended that process")
+        return
     for one, other in zip(records, again, strict=True):
         where = f"seed {one.seed}, played again in another process"
         if other.raised != one.raised:

@@ -140,10 +140,11 @@ def loaded(name: str, load: Callable[[], Any]) -> Any:
         return load()
     except EnvironmentFault:
         raise
+    except SystemExit as error:
+        how = f"it called sys.exit({error.code!r})"
     except Exception as error:
-        raise EnvironmentFault(
-            f"environment package {name} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        how = f"{type(error).__name__}: {error}"
+    raise EnvironmentFault(f"environment package {name} cannot be imported: {how}")
 
 
 def resolve(path: str) -> Any:

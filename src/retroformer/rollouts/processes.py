@@ -126,6 +126,7 @@ def live(
 ) -> None:
     """Runs in the new process, around `target`."""
     os.setsid()  # ended as a group, with the browsers and Java machines that environments start
+    os.dup2(2, 1)  # what environments print is no output of ours
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=leave_with, args=(parent.sentinel,), daemon=True).start()
