@@ -61,6 +61,19 @@ def test_what_cannot_be_reproduced_is_said_before_anything_starts(project: Path,
         reproduce(1, project, tmp_path / "made")
 
 
+def test_a_remote_that_lacks_the_round_is_told_and_no_clone_is_left(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(project, "git", "add", "--all")
+    run(project, "git", "commit", "--quiet", "--message", "start")
+    run(project, "git", "tag", "round/1")
+    (tmp_path / "clones").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "clones"))
+    with pytest.raises(DataError, match=r"round 1 cannot be had from the DVC remote \(\S+\), .*`dvc push --all-tags`"):
+        reproduce(1, project)
+    assert list((tmp_path / "clones").iterdir()) == []
+
+
 def test_why_it_may_differ() -> None:
     then = {"processor": "x86_64, AVX512", "torch": "2.13.0"}
     assert because(then, dict(then)).startswith("type of machine and versions are the same: look at limits of time")

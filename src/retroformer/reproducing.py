@@ -42,7 +42,16 @@ def reproduce(
         raise DataError(f"{where} exists; name a folder that is to be made")
     git(root, "clone", "--quiet", "--branch", tag, str(root), str(where))
     share_remote(root, where)
-    dvc(where, "pull", "--quiet")
+    try:
+        dvc(where, "pull")
+    except DataError as error:
+        if temporary:
+            shutil.rmtree(where.parent, ignore_errors=True)
+        address = next(iter(dvc(root, "remote", "list").split()[1:]), "none")
+        raise DataError(
+            f"the data of round {number} cannot be had from the DVC remote ({address}), see `dvc remote list`; "
+            f"`dvc push --all-tags` where it still is brings it there: {error}"
+        ) from None
     before, made_on = outputs(where), read_json(where / TRAINED).get("machine", {})
     tell(f"{where}: round {number} as it was; running all of its stages again")
     run_again(where)
