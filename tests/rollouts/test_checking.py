@@ -8,7 +8,7 @@ import pytest
 from retroformer import cli
 from retroformer.rollouts.checking import check_apart, check_package
 
-SOUND = '''
+SOUND = """
 class One:
     family = "one"
     def reset(self, *, seed, options=None):
@@ -21,7 +21,7 @@ class One:
         return "b", 1.0, True, False, {"success": True}
     def close(self):
         pass
-'''
+"""
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,9 @@ def test_a_call_cannot_take_no_time(capsys: pytest.CaptureFixture[str]) -> None:
 def test_one_that_is_gone_after_another_is_looked_at_alone(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pair.py").write_text(
-        SOUND.replace('"one"', '"one"\n    tasks = ("a", "b")\n    def __init__(self, task):\n        self.task = task')
-        .replace("self.over = print", "self.over = self.task == 'a' and __import__('os')._exit(0) or print")
+        SOUND.replace(
+            '"one"', '"one"\n    tasks = ("a", "b")\n    def __init__(self, task):\n        self.task = task'
+        ).replace("self.over = print", "self.over = self.task == 'a' and __import__('os')._exit(0) or print")
     )
     first, second = check_package("pair.One", 5.0)
     assert first.problems["Episode"][0].endswith("its process exited with code 0")
