@@ -166,6 +166,12 @@ def test_what_cannot_be_used_is_told_in_one_sentence(folder: Path, name: str) ->
         make(name)
 
 
+def test_a_misspelt_module_of_the_working_folder_is_told_its_nearest(folder: Path) -> None:
+    (folder / "zoo_birds.py").write_text("Parrot = 1")
+    with pytest.raises(EnvironmentFault, match=r"No module named 'zoo_brids'; nearest in this folder: zoo_birds"):
+        make("zoo_brids.Parrot:x")
+
+
 def test_an_extra_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(packages.ADAPTERS, "absent", "package_that_is_absent")
     monkeypatch.setitem(packages.EXTRAS, "absent", "pip install 'retroformer[absent]'")

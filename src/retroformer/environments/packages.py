@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pkgutil import iter_modules
 from typing import Any
 
 from retroformer.environments.protocol import TextEnvironment
@@ -144,6 +145,9 @@ def loaded(name: str, load: Callable[[], Any]) -> Any:
         how = f"it called sys.exit({error.code!r})"
     except Exception as error:
         how = f"{type(error).__name__}: {error}"
+        here = [one.name for one in iter_modules([os.getcwd()])]
+        if isinstance(error, ModuleNotFoundError) and (near := difflib.get_close_matches(error.name or "", here)):
+            how += f"; nearest in this folder: {', '.join(near)}"
     raise EnvironmentFault(f"environment package {name} cannot be imported: {how}")
 
 
