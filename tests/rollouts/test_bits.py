@@ -28,7 +28,7 @@ def work(tmp_path_factory):
     """A model of each mode and its episodes; models that know nothing, so episodes end at many different steps."""
     found = []
     for mode, names in NAMES.items():
-        layout = Layout.words(generated=mode == "text")
+        layout = Layout.words(ended=mode == "text")
         policy = build(PolicyConfig(model="", width=32, layers=2, heads=2), lexicon(names), seed=0, layout=layout)
         policy.save(folder := tmp_path_factory.mktemp(mode))
         episodes = [Episode(names[seed % 2], seed, "train") for seed in range(EACH)]
