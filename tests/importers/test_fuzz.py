@@ -20,6 +20,7 @@ from test_otlp import FIRST, SECOND, request, root
 from test_recorded import EPISODE, REPORT
 
 from builders import make_trajectory
+from retroformer.importers.atif_export import document
 from retroformer.importers.importing import import_logs
 from retroformer.storage import EPISODES, STEPS, episode_row, read_trajectories, step_rows
 from tiny_logs import REFUND, quarantined, rules
@@ -70,14 +71,23 @@ RICH = {
         {**REFUND["messages"][4], "token_ids": [5, 6], "logprobs": [-0.5, -1.0], "timestamp": 3, "reward": 0.5},
     ],
 }
+EXPORTED = document(make_trajectory(id="n", attempt=1, previous_id="m", seed=3))
 SEEDS: dict[str, Any] = {
     "openai-chat": RICH,
     "atif": {**RUN, "extra": {"temperature": 0.5, "task": "desk:refund"}, "subagent_trajectories": [RUN]},
+    "atif exported": EXPORTED,
     "mlflow": TRACE,
     "otlp": request(root(reward=1.0), FIRST, SECOND),
     "recorded": [*EPISODE, REPORT],
 }
-NAMES = {"openai-chat": '"r1"', "atif": '"t1"', "mlflow": '"tr-1"', "otlp": '"t1"', "recorded": '"e1"'}
+NAMES = {
+    "openai-chat": '"r1"',
+    "atif": '"t1"',
+    "atif exported": '"n"',
+    "mlflow": '"tr-1"',
+    "otlp": '"t1"',
+    "recorded": '"e1"',
+}
 """What the log calls the run; each mutant is given a name of its own."""
 TEXTS = ("", " ", "\x00", "\u202e", "ä" * 40, "1.0", "{", '{"a": [', "</tool_call>", "<tool_response>", "2026-13-45")
 ODD = (None, True, -1, 0, 2**70, 1e308, float("nan"), float("-inf"), *TEXTS, [], {}, [[]], [None], {"": None}, [{}])
@@ -147,11 +157,12 @@ def check(report: dict[str, Any], out: Path, count: int) -> None:
 
 def fuzz_json(format: str, tmp_path: Path, count: int, seed: int) -> None:
     chance = random.Random(f"{format} {seed}")
-    seeds = SEEDS[format]
+    seeds, name = SEEDS[format], NAMES[format]
+    format = format.split()[0]
     path = tmp_path / "fuzz.jsonl"
     with path.open("wb") as file:
         for number in range(count):
-            named = json.dumps(mutated(seeds, chance)).replace(NAMES[format], f'"n{number}"')
+            named = json.dumps(mutated(seeds, chance)).replace(name, f'"n{number}"')
             value = json.loads(named)
             for one in value if format == "recorded" else [value]:  # each of its events a line
                 file.write(line(one, chance))

@@ -51,6 +51,85 @@ def test_what_is_no_secret_stays(text: str) -> None:
     assert Redactor(["all"]).text(text) == text
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        "+49 170 1234567",
+        "(555) 123-4567",
+        "+1 (555) 123-4567",
+        "1-555-123-4567",
+        "555-123-4567",
+        "555.123.4567",
+        "555 123 4567",
+        "+15551234567",
+        "+44 (0)20 7946 0958",
+        "+44 20 7946 0958",
+        "020 7946 0958",
+        "020-7946-0958",
+        "0049 170 1234567",
+        "0170 1234567",
+        "0170/1234567",
+        "(030) 123456-78",
+        "+33 6 12 34 56 78",
+        "06 12 34 56 78",
+        "06.12.34.56.78",
+        "+45 12 34 56 78",
+        "+86 138 0013 8000",
+        "+81-90-1234-5678",
+        "(11) 91234-5678",
+    ],
+)
+def test_a_phone_number_in_the_ways_of_many_countries(number: str) -> None:
+    redactor = Redactor(["phone"])
+    for text in ("call {} now", "tel:{}, please", '{{"phone": "{}"}}', "{}, 12 times", "{}."):
+        assert redactor.text(text.format(number)) == text.format("[phone]")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1234567",
+        "123456789012",
+        "12 345 678",
+        "612 345 678",
+        "100 200 300 400",
+        "1,234,567,890.12",
+        "1.234.567.890,12",
+        "+1.5 2.5 3.5 4.5 5.5",
+        "+12.50 13.75 14.25",
+        "[1, 22, 333, 4444, 55555]",
+        "2026-11-22 10:30:00",
+        "2026-11-22T10:30:00.123456+01:00",
+        "22.11.2026 10.30",
+        "22/11/2026",
+        "01-02-2026 03:04:05",
+        "05/2026 1234 items",
+        "20261122-103000",
+        "1764000000000",
+        "order 900000000",
+        "order 2026-0012345",
+        "order #112-3456789-1234567",
+        "item 4006381333931",
+        "ISBN 978-3-16-148410-0",
+        "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+        "run-000123-0456-789",
+        "v10.200.3000.40000",
+        "$1 234 567 890",
+        "EUR 12 345 678,90",
+        "from 09:30 to 17:45, 8.5 h",
+        "x = (100) 200 300",
+        "f(555) 123-4567",
+        "score -0.25 0.75 1.25 10.5",
+        "0.0123 0.4567 0.8910",
+        "10 20 30 40 50",
+        "3.14159 26535 89793",
+    ],
+)
+def test_what_is_no_phone_number_stays(text: str) -> None:
+    for written in (text, f"it is {text} now", json.dumps({"value": text})):
+        assert Redactor(["phone"]).text(written) == written
+
+
 def test_a_secret_behind_escapes_in_nested_json_and_as_a_number() -> None:
     redactor = Redactor(["email", "card"])
     nested = json.dumps({"to": json.dumps({"mail": "ann@example.org"}).replace("@", "\\u0040")})

@@ -2,32 +2,59 @@
 
 Specification: harbor-framework/harbor, rfcs/0001-trajectory-format.md. A run's outcome is not part of the format: it
 is read from a field named at import, such as ``extra.reward`` or ``final_metrics.extra.reward``, which are also where
-it is looked for by default; `document` writes ``extra.reward`` and ``extra.success``.
+it is looked for by default.
+
+``session_id`` is the run's, which segments and siblings share: it keeps apart runs that say the same, and with
+``trajectory_id``, the document's own, it is the name by which a second import knows it again. What this project wrote
+(`atif_export`) and nobody changed is the trajectory that it was: its id, instance, outcome and rewards stay.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from retroformer.chat import read_action, write_action
-from retroformer.importers.conversation import LoggedCall, Run, Turn
+from retroformer.importers import parquet
+from retroformer.importers.atif_export import OWN, content_of, restored
+from retroformer.importers.conversation import Found, LoggedCall, Rules, Run, Turn, name_in_log
 from retroformer.importers.messages import text_of, tokens_of, tools_of
 from retroformer.importers.openai_chat import name_of
-from retroformer.importers.outcomes import MISSING, finite, look_up
-from retroformer.importers.records import Rejected
+from retroformer.importers.outcomes import MISSING, OutcomeRule, finite, look_up
+from retroformer.importers.records import Record, Rejected
+from retroformer.importers.redaction import Redactor
 from retroformer.importers.times import check_order, seconds
-from retroformer.types import Outcome, Step, Trajectory
+from retroformer.storage import episode_row, step_rows, trajectory_from_row
+from retroformer.types import Outcome, Step
 
 VERSIONS = tuple(f"ATIF-v1.{minor}" for minor in range(9))
 ROLES = {"system": "system", "user": "user", "agent": "agent"}
 OUTCOMES = ("extra", "final_metrics.extra")
 """Where a reward and a success are looked for by default."""
-RESULT = re.compile(r"<tool_response>\n(.*?)\n</tool_response>", re.DOTALL)
+MAX_SEED = 2**63
 
 
-def runs(value: Any, parent: str = "", segment: int = 0) -> Iterator[Run]:
+def exported(record: Record, rules: Rules, redactor: Redactor) -> list[Found]:
+    """The trajectory that this project wrote; none where another made the document, or it was changed. Raises Rejected.
+
+    A field or function that is to judge it now and comes to another outcome makes it another trajectory.
+    """
+    one = restored(record.value)
+    if one is None:
+        return []
+    rule = rules.outcome
+    if str(rule) and one.outcome not in (Outcome.ERROR, Outcome.TRUNCATED):
+        verdict = rule.judge(_with_outcome(record.value), {}, lambda: one)
+        if verdict.outcome is not one.outcome:
+            return []
+    for reward in one.rewards:
+        rule.check(reward, "the reward of a step")
+    rows = Record(record.source, {"episode": episode_row(one), "steps": step_rows(one)})
+    [found] = parquet.trajectories(rows, Rules(OutcomeRule(), rules.split_of), redactor)
+    written = trajectory_from_row(found.episode._asdict(), [Step(*step) for step in found.steps])
+    return [found._replace(name=name_in_log(one.id, one.attempt), content=content_of(written))]
+
+
+def runs(value: Any, parent: Run | None = None, segment: int = 0) -> Iterator[Run]:
     """The run of a document and those of its embedded subagents, whose outcomes are their own. Raises Rejected."""
     if not isinstance(value, dict) or "schema_version" not in value:
         raise Rejected("not_this_format", "no object with schema_version")
@@ -44,26 +71,31 @@ def runs(value: Any, parent: str = "", segment: int = 0) -> Iterator[Run]:
     attempt = extra.get("attempt", 0)
     if type(attempt) is not int or not 0 <= attempt < 2**31:
         raise Rejected("invalid_attempt", f"attempt {str(attempt)[:40]!r}, expected a whole number from 0")
-    log_id = "/".join(filter(None, (parent, name_of(value, "trajectory_id"))))
+    own = name_of(value, "trajectory_id")
+    log_id = "/".join(filter(None, (parent.log_id if parent else name_of(value, "session_id"), own)))
+    seed = look_up(extra, f"{OWN}.seed")
     models = [step["model_name"] for step in steps if isinstance(step.get("model_name"), str)]
-    yield Run(
+    run = Run(
         [turn for place, step in enumerate(steps) for turn in _turns(step, place)],
         fields=_with_outcome(value),
         tools=tools_of(agent.get("tool_definitions")),
         log_id=log_id,
+        shared=parent.shared if parent else not own,
         segment=segment,
         task=name_of(extra, "task"),
         instance=name_of(extra, "task_id"),
+        seed=seed if type(seed) is int and 0 <= seed < MAX_SEED else None,
         policy=name_of(agent, "model_name") or (models[0] if models else "") or name_of(agent, "name"),
         temperature=None if temperature in (MISSING, None) else finite(temperature, "temperature", "temperature"),
         attempt=attempt,
         error=name_of(extra, "error") or None,
     )
+    yield run
     embedded = value.get("subagent_trajectories") or []
     if not isinstance(embedded, list):
         raise Rejected("not_this_format", "subagent_trajectories is no list")
     for place, one in enumerate(embedded, 1):
-        yield from runs(one, log_id, segment + place)
+        yield from runs(one, run, segment + place)
 
 
 def _object(value: dict[str, Any], key: str) -> dict[str, Any]:
@@ -142,74 +174,3 @@ def _calls(step: dict[str, Any], place: int) -> Sequence[LoggedCall]:
             raise Rejected("malformed_message", f"a call of step {place} has no function_name or no arguments object")
         found.append(LoggedCall(str(call.get("tool_call_id", "")), name, call["arguments"]))
     return found
-
-
-def document(trajectory: Trajectory) -> dict[str, Any]:
-    """A trajectory as an ATIF v1.8 document, which `runs` reads back to the same description, steps and outcome.
-
-    The description (system prompt and tools, as the agent read them) is the system step. Calls that cannot be read,
-    and choices among admissible actions, stay in the message as they were. ATIF has log-probabilities for tokens
-    alone: the sum over an action's is ``extra.logprob`` of its step.
-    """
-    task = trajectory.task
-    steps: list[dict[str, Any]] = [{"source": "system", "message": task.description}] if task.description else []
-    open_calls: list[str] = []
-    for t, step in enumerate(trajectory.steps):
-        said, results = _told(step.observation, open_calls)
-        if results:
-            steps[-1]["observation"] = {"results": results}
-        if said:
-            steps.append({"source": "user", "message": said})
-        steps.append(_agent_step(t, step))
-        open_calls = [call["tool_call_id"] for call in steps[-1].get("tool_calls", ())]
-    extra: dict[str, Any] = {
-        "task": f"{task.environment}:{task.name}",
-        "task_id": str(task.seed),
-        "attempt": trajectory.attempt,
-        "temperature": trajectory.temperature,
-        "outcome": trajectory.outcome.value,
-        "stop_reason": trajectory.stop_reason.value,
-    }
-    if trajectory.learnable:
-        extra |= {"reward": trajectory.total_reward, "success": trajectory.outcome is Outcome.SUCCESS}
-    if trajectory.error:
-        extra["error"] = trajectory.error
-    return {
-        "schema_version": VERSIONS[-1],
-        "trajectory_id": trajectory.id,
-        "agent": {"name": "retroformer", "version": trajectory.policy, "model_name": trajectory.policy},
-        "steps": [{"step_id": number, **step} for number, step in enumerate(steps, 1)],
-        "extra": extra,
-    }
-
-
-def _told(observation: str, open_calls: list[str]) -> tuple[str, list[dict[str, Any]]]:
-    """What was said, and the results for the open calls; all of it is said where the two cannot be told apart."""
-    found = RESULT.findall(observation)
-    said = RESULT.sub("", observation).strip("\n")
-    ordered = "\n".join([*(f"<tool_response>\n{one}\n</tool_response>" for one in found), *([said] if said else [])])
-    if len(found) != len(open_calls) or ordered != observation:
-        return observation, []
-    return said, [{"source_call_id": id, "content": one} for id, one in zip(open_calls, found, strict=True)]
-
-
-def _agent_step(t: int, step: Step) -> dict[str, Any]:
-    said = read_action(step.action)
-    written: dict[str, Any] = {"source": "agent", "message": step.action}
-    if step.admissible_actions is None and write_action(said.text, said.calls, said.reasoning) == step.action:
-        written["message"] = said.text
-        if said.reasoning:
-            written["reasoning_content"] = said.reasoning
-        if said.calls:
-            written["tool_calls"] = [
-                {"tool_call_id": f"call-{t}-{n}", "function_name": call.name, "arguments": call.arguments}
-                for n, call in enumerate(said.calls)
-            ]
-    if step.token_ids is not None:
-        written["metrics"] = {"completion_token_ids": list(step.token_ids)}
-    extra: dict[str, Any] = {"reward": step.reward}
-    if step.logprob is not None:
-        extra["logprob"] = step.logprob
-    if step.admissible_actions is not None:
-        extra["admissible_actions"] = list(step.admissible_actions)
-    return {**written, "extra": extra}

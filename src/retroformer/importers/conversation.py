@@ -67,12 +67,16 @@ class Run:
     tools: list[dict[str, Any]] = field(default_factory=list)
     log_id: str = ""
     """The log's own id of the run."""
+    shared: bool = False
+    """Whether other runs may have that id too: then no contradiction is seen in what they say."""
     segment: int = 0
     """Which part of the run, where its prompts do not extend each other."""
     task: str = ""
     """``environment:name``, or a name alone; empty: one task for all."""
     instance: str = ""
     """What names the task instance; empty: the prompt up to the first action."""
+    seed: int | None = None
+    """The instance's number, where this project gave it one before."""
     policy: str = ""
     temperature: float | None = None
     attempt: int = 0
@@ -82,7 +86,14 @@ class Run:
     @property
     def name(self) -> str:
         """What the log calls this trajectory; empty where it has no id of its own."""
-        return f"{self.log_id}\x1f{self.attempt}\x1f{self.segment}" if self.log_id else ""
+        if not self.log_id or self.shared:
+            return ""
+        return name_in_log(self.log_id, self.attempt, self.segment)
+
+
+def name_in_log(id: str, attempt: int, segment: int = 0) -> str:
+    """What the ledger knows a logged run by."""
+    return f"{id}\x1f{attempt}\x1f{segment}"
 
 
 class Found(NamedTuple):
@@ -117,7 +128,7 @@ def found_in(run: Run, source: str, rules: Rules) -> Found:
     log-probabilities are kept as logged; those of a greedy run (temperature 0) are not its behaviour's and left out.
     """
     description, steps = steps_of(run)
-    task = task_of(run.task, run.instance, description, steps[0][0], rules)
+    task = task_of(run.task, run.instance, description, steps[0][0], rules, run.seed)
     temperature = 1.0 if run.temperature is None else run.temperature
     if not 0 <= temperature < math.inf:
         raise Rejected("invalid_temperature", f"temperature {temperature}")
@@ -163,12 +174,13 @@ def found_in(run: Run, source: str, rules: Rules) -> Found:
     return Found(run.name, id, EpisodeRow(id, *made[1:]), steps)
 
 
-def task_of(named: str, instance: str, description: str, first: str, rules: Rules) -> Task:
+def task_of(named: str, instance: str, description: str, first: str, rules: Rules, seed: int | None = None) -> Task:
     """The task that a log calls `named`, and which instance of it; without a name of that, what was told first."""
     environment, _, name = named.rpartition(":")
     environment, name = environment or "log", name or "runs"
-    instance = instance or "\x1f".join((description, first))
-    seed = int.from_bytes(_digest((named, instance))[:6])
+    if seed is None:
+        instance = instance or "\x1f".join((description, first))
+        seed = int.from_bytes(_digest((named, instance))[:6])
     split = rules.split_of(f"{environment}:{name}#{seed}")
     return Task(environment, environment, name, description, seed, split)
 

@@ -24,10 +24,18 @@ class Format:
     """What a folder is searched for."""
 
 
-def of_runs(runs: Callable[[Any], Iterator[Run]]) -> Callable[[Record, Rules, Redactor], list[Found]]:
-    """A format's trajectories, from the function that finds the runs in a record's value."""
+Trajectories = Callable[[Record, Rules, Redactor], list[Found]]
+
+
+def of_runs(runs: Callable[[Any], Iterator[Run]], exported: Trajectories | None = None) -> Trajectories:
+    """A format's trajectories, from the function that finds the runs in a record's value.
+
+    `exported` finds what was a trajectory of this project's before.
+    """
 
     def trajectories(record: Record, rules: Rules, redactor: Redactor) -> list[Found]:
+        if exported and (kept := exported(record, rules, redactor)):
+            return kept
         found = []
         for run in runs(record.value):
             source = f"{record.source}#{run.segment}" if run.segment else record.source
@@ -39,7 +47,7 @@ def of_runs(runs: Callable[[Any], Iterator[Run]]) -> Callable[[Record, Rules, Re
 
 FORMATS: dict[str, Format] = {
     "openai-chat": Format(json_records, of_runs(openai_chat.runs)),
-    "atif": Format(json_records, of_runs(atif.runs)),
+    "atif": Format(json_records, of_runs(atif.runs, atif.exported)),
     "mlflow": Format(json_records, of_runs(mlflow_traces.runs)),
     "otlp": Format(otlp.read, of_runs(otlp.runs)),
     "parquet": Format(parquet.read, parquet.trajectories, parquet.SUFFIXES),

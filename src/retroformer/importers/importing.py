@@ -25,9 +25,9 @@ import numpy as np
 import pyarrow as pa
 
 from retroformer.errors import ConfigError, ContractBroken, DataError
-from retroformer.importers import atif
+from retroformer.importers.atif_export import content_of, document
 from retroformer.importers.attempts import link_attempts
-from retroformer.importers.conversation import Rules, found_of
+from retroformer.importers.conversation import Rules, found_of, name_in_log
 from retroformer.importers.converting import Converted, Job, Summary, chunks_of, convert_all, hash_of, summary_of
 from retroformer.importers.formats import format_named
 from retroformer.importers.records import Record, Rejected, files_of
@@ -113,7 +113,7 @@ def export_atif(directory: Path, out: Path) -> int:
     Raises DataError where that cannot be written.
     """
     count = 0
-    lines = (json.dumps(atif.document(one), ensure_ascii=False) for one in stream_trajectories(directory))
+    lines = (json.dumps(document(one), ensure_ascii=False) for one in stream_trajectories(directory))
     if out.is_dir():
         raise DataError(f"{out} is a folder; name the file that is to be written")
     half = out.with_name(f".{out.name}.half")
@@ -265,18 +265,23 @@ class Importing:
             return
         if read_json(out / "collect.json").get("source") != "import":
             raise DataError(f"{out} holds episodes that were played, not imported; import into a folder of its own")
-        for trajectory in stream_trajectories(out):
-            if trajectory.id in self.forgotten_ids:
-                continue
-            summary = summary_of(found_of("", "", trajectory), 0)
-            self.ids.add(summary.id)
-            self._count([summary])
-            writer.add(trajectory)
         if (out / LEDGER).exists():
             try:
                 self.names = dict(np.load(out / LEDGER, allow_pickle=False).tolist())
             except (ValueError, EOFError, TypeError):
                 raise DataError(f"{out / LEDGER} is not the ledger of an import: two numbers a row") from None
+        for trajectory in stream_trajectories(out):
+            if trajectory.id in self.forgotten_ids:
+                continue
+            name, content = "", ""
+            if self.job.format == "atif":  # an export calls a trajectory by its id
+                name, content = name_in_log(trajectory.id, trajectory.attempt), content_of(trajectory)
+            summary = summary_of(found_of(name, content, trajectory), 0)
+            if summary.name:
+                self.names[summary.name] = summary.content
+            self.ids.add(summary.id)
+            self._count([summary])
+            writer.add(trajectory)
         if (out / QUARANTINE).exists():
             with (out / QUARANTINE).open(encoding="utf-8") as lines:
                 for line in lines:

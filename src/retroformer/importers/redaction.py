@@ -25,7 +25,9 @@ def _luhn(text: str) -> bool:
 
 
 def _number_of_a_phone(text: str) -> bool:
-    return 9 <= len(re.sub(r"\D", "", text)) <= 15
+    groups = re.findall(r"\d+", text.replace("(0)", "0"))
+    decimals = "." in text and " " in text  # "+12.50 13.75", a row of numbers
+    return 9 <= sum(map(len, groups)) <= 15 and not decimals and all(len(one) > 1 for one in groups[2:])
 
 
 def _any(text: str) -> bool:
@@ -55,9 +57,17 @@ PATTERNS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
         _any,
     ),
     "phone": (
+        # By how countries write them: groups of digits alone may be any numbers.
         re.compile(
-            r"(?<![\w.+-])(?!\d{4}-\d\d-\d\d)"
-            r"(?:\+\d{9,15}|(?:\+\d{1,3}[ .-]?)?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}(?:[ .-]\d{2,4}){2,4})(?![\w-])"
+            r"(?<![\w.+-])(?:"
+            r"(?:\+|00(?=[1-9]\d{0,2}[ /-]))[1-9](?:(?:[ ./-]|[ .-]?\(|\)[ ./-]?)?\d){8,14}"  # +49 170 1234567
+            r"|(?:1[ .-])?\([2-9]\d\d\)[ .-]?\d{3}[ .-]\d{4}"  # (555) 123-4567
+            r"|(?:1[ .-])?[2-9]\d\d(?P<same>[ .-])\d{3}(?P=same)\d{4}"  # 555-123-4567
+            r"|\([1-9]\d\)[ .-]?\d{4,5}[ .-]\d{4}"  # (11) 91234-5678
+            r"|\(0[1-9]\d{0,3}\)[ ./-]?\d{3,8}(?:[ -]\d{2,5}){0,3}"  # (030) 1234567
+            r"|0[1-9]\d{1,3}(?:[ /]\d{3,8}(?:[ -]\d{2,5}){0,3}|(?:-\d{3,5}){2})"  # 0170 1234567, 020-7946-0958
+            r"|0[1-9](?P<pair>[ .-])\d\d(?:(?P=pair)\d\d){3}"  # 06 12 34 56 78
+            r")(?![\w-]|[.,]\d)"
         ),
         _number_of_a_phone,
     ),

@@ -76,7 +76,8 @@ def gauges(title: str, found: Mapping[str, Any]) -> Table:
         ["overlap, sum of min(policy, behaviour)", f"{found['overlap']:.2f}", ""],
         [
             "policy's decisions outside the behaviour's support",
-            f"{found['outside']:.1%} ± {found['outside_error']:.1%}",
+            # The estimate of a share may come out below 0, the share may not.
+            f"{max(found['outside'], 0.0):.1%} ± {found['outside_error']:.1%}",
             f"not proven above {evidence.MAX_OUTSIDE:.0%}",
         ],
         [
