@@ -5,6 +5,7 @@ import pytest
 from chain import MU, PI, action_values, arrays, paths
 
 from retroformer.evaluation.off_policy.evidence import MIN_ESS, effective_size, evidence, refusal
+from retroformer.evaluation.off_policy.table import gauges
 
 EVERY = paths()
 CHANCE = np.array([one.probability for one in EVERY])
@@ -82,3 +83,11 @@ def test_too_few_different_returns_have_no_spread():
     assert "all but 9 of the 200" in str(refusal(evidence(ratios, rewards, mask), {}))
     rewards[9, 0] = 1
     assert refusal(evidence(ratios, rewards, mask), {}) is None
+
+
+def test_no_share_below_0_is_shown():
+    ratios, rewards, mask = logs(500, MU)
+    found = evidence(ratios * 4, rewards, mask)
+    assert found.outside == pytest.approx(-3)
+    row = next(row for row in gauges("Evidence", found.to_dict())["rows"] if "outside" in row[0])
+    assert row[1].startswith("0.0% ± ")

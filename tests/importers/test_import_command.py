@@ -63,7 +63,9 @@ def test_a_field_and_a_function_of_ones_own(capsys: pytest.CaptureFixture[str]) 
     assert run("--outcome", "my_outcomes:solved") == 0
     assert {one.outcome.value for one in read_trajectories(Path("out"))} == {"failure"}
     assert run("--success", "verified", "--out", "other") == 0
-    assert "success None\n  outcomes: unknown 2\n" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "success None\n  outcomes: unknown 2\n" in told.out
+    assert "import: success:verified is in no record; the names that there are: " in told.err
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,7 @@ def test_a_field_and_a_function_of_ones_own(capsys: pytest.CaptureFixture[str]) 
             ("--max-quarantined", "0.1"),
             "1 of 3 records could not be imported, more than the share 0.1 allowed (",
         ),
+        (("--outcome", "os:getcwd", "--reward", "x"), "outcomes by reward:x os:getcwd: expected fields to read, or a"),
         (("--outcome", "nowhere:f"), "nowhere:f is not a function to import: No module named 'nowhere'"),
         (("--redact", "mails"), "no pattern 'mails' to redact; known: "),
         (("--formt", "atif"), "--formt is not a flag of retroformer import; did you mean --format?"),

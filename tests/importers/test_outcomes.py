@@ -111,3 +111,43 @@ def test_rules_as_parameters_write_them() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             parse_rule(text)
+
+
+def told(tmp_path: Path, records: list[object], **names: str) -> list[str]:
+    path = write_lines(tmp_path / "a.jsonl", records)
+    report = import_logs([path], "openai-chat", tmp_path / "out", rules(**names), afresh=True, max_quarantined=1.0)
+    return report.get("missing", [])
+
+
+def test_a_name_that_no_record_has_is_told_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [{**PLAIN, "id": f"r{n}", "score": 0.5, "eval": {"passed": True, "notes": "x"}} for n in range(3)]
+    sentence = "reward:scor is in no record; the nearest that there are: score"
+    assert told(tmp_path, records, reward="scor") == [sentence]
+    assert capsys.readouterr().err.endswith(f"import: {sentence}\n")
+    assert len(read_trajectories(tmp_path / "out")) == 3  # nothing is lost
+    assert told(tmp_path, records, success="passd") == [
+        "success:passd is in no record; the nearest that there are: eval.passed"
+    ]
+    # One is found, and all outcomes are known: the other is told all the same.
+    assert told(tmp_path, records, reward="score", success="evl.passed") == [
+        "success:evl.passed is in no record; the nearest that there are: eval.passed"
+    ]
+    assert told(tmp_path, records, assessment="solved") == [
+        "assessment:solved is in no record; the names that there are: none"
+    ]
+    assert told(tmp_path, records, reward="zzz")[0].startswith("reward:zzz is in no record; the names that there are: ")
+
+
+def test_a_name_that_one_record_has_is_none_to_tell_of(tmp_path: Path) -> None:
+    records = [{**PLAIN, "id": f"r{n}"} for n in range(2500)]  # more than a chunk
+    assert told(tmp_path, [*records, {**PLAIN, "score": 1.0}], reward="score") == []
+    assert told(tmp_path, [{**PLAIN, "score": "much"}, PLAIN], reward="score") == []  # refused with its own reason
+    assert told(tmp_path, [PLAIN]) == told(tmp_path, [{"messages": []}], reward="score") == []
+    assert len(told(tmp_path, records, reward="score")) == 1
+
+
+def test_fields_and_a_function_are_not_both_followed() -> None:
+    with pytest.raises(ConfigError, match="outcomes by reward:score m:f: expected fields to read, or a function alone"):
+        OutcomeRule(reward="score", function="m:f")
+    with pytest.raises(ConfigError, match="expected fields to read, or a function alone"):
+        parse_rule("success:ok test_outcomes:by_length")

@@ -219,3 +219,11 @@ def test_played_episodes_are_not_added_to(tmp_path: Path) -> None:
     (tmp_path / "out/collect.json").write_text("{}")
     with pytest.raises(DataError, match="holds episodes that were played"):
         import_chat(tmp_path, [REFUND])
+
+
+def test_progress_is_of_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import_chat(tmp_path, [{**REFUND, "id": f"r{n}"} for n in range(4500)])
+    size = (tmp_path / "log.jsonl").stat().st_size
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"import: {size}/{size} bytes, ")
+    assert line.endswith(" left, 4500 records")

@@ -21,6 +21,7 @@ import pyarrow as pa
 from retroformer.errors import DataError
 from retroformer.importers.conversation import Found, Rules
 from retroformer.importers.formats import FORMATS
+from retroformer.importers.outcomes import Looked
 from retroformer.importers.records import BUFFER, UNREAD, Open, Record, Rejected, parsed
 from retroformer.importers.redaction import Redactor
 from retroformer.recovery import leave_with
@@ -77,6 +78,8 @@ class Converted:
     open: int
     """Records whose outcome is not known yet."""
     redacted: Counter[str]
+    looked: Looked
+    """Where outcomes were looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,8 @@ class Job:
             found += mine
             summaries += [summary_of(one, place) for one in mine]
         episodes, steps = tables_of_rows([one.episode for one in found], [one.steps for one in found])
-        return Converted(summaries, episodes, steps, refused, waiting, redactor.found)
+        looked = self.rules.outcome.looked.taken(redactor.hidden if redactor.names else str)
+        return Converted(summaries, episodes, steps, refused, waiting, redactor.found, looked)
 
     def _trajectories(self, record: Record, redactor: Redactor) -> list[Found]:
         try:

@@ -13,8 +13,9 @@ import hashlib
 import json
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import chain, compress, groupby
@@ -28,10 +29,11 @@ from retroformer.errors import ConfigError, ContractBroken, DataError
 from retroformer.importers.atif_export import content_of, document
 from retroformer.importers.attempts import link_attempts
 from retroformer.importers.conversation import Rules, found_of, name_in_log
-from retroformer.importers.converting import Converted, Job, Summary, chunks_of, convert_all, hash_of, summary_of
+from retroformer.importers.converting import Chunk, Converted, Job, Summary, chunks_of, convert_all, hash_of, summary_of
 from retroformer.importers.formats import format_named
+from retroformer.importers.outcomes import Looked
 from retroformer.importers.records import Record, Rejected, files_of
-from retroformer.progress import progress
+from retroformer.progress import Progress, progress
 from retroformer.storage import (
     TrajectoryWriter,
     check_replaceable,
@@ -81,13 +83,9 @@ def import_logs(
     if not workers:
         workers = len(os.sched_getaffinity(0)) if size > SMALL else 1
     with progress("import", size, "bytes") as shown:
-        importing = Importing(Job(format, rules, tuple(redact)), workers, forgotten)
-
-        def advance(count: int) -> None:
-            shown.advance(count, f"{importing.read} records")
-
+        importing = Importing(Job(format, rules, tuple(redact)), workers, forgotten, shown)
         facts = {"format": format, "files": len(files), **(extra or {})}
-        return importing.into(out, chosen.read(files, advance), max_quarantined, facts, afresh)
+        return importing.into(out, chosen.read(files, importing.fetched), max_quarantined, facts, afresh)
 
 
 def import_records(
@@ -194,14 +192,18 @@ def told_of_outcomes(job: Job) -> dict[str, str]:
 class Importing:
     """One run of an import."""
 
-    def __init__(self, job: Job, workers: int, forgotten: frozenset[str] = frozenset()):
+    def __init__(self, job: Job, workers: int, forgotten: frozenset[str] = frozenset(), shown: Progress | None = None):
         self.job, self.workers = job, workers
         self.forgotten_ids = forgotten
         self.forgotten_hashes = {hash_of(id) for id in forgotten}
         self.read = self.accepted = self.repeated = self.open = self.forgotten = 0
         self.reasons: Counter[str] = Counter()
         self.redacted: Counter[str] = Counter()
+        self.looked = Looked()
         self.example = ""
+        self.shown = shown
+        self.bytes = 0
+        """Of the files that have been read; what is shown is how many of them are written."""
         self.attempts = False
         self.tally = Tally()
         self.ids: set[int] = set()
@@ -226,8 +228,12 @@ class Importing:
             with TrajectoryWriter(folder) as writer:
                 if not afresh:
                     self._keep(out, writer, quarantine)
-                for chunk, converted in convert_all(self.job, chunks_of(records), self.workers, folder):
+                ahead: deque[int] = deque()
+                chunks = self._counted(chunks_of(records), ahead)
+                for chunk, converted in convert_all(self.job, chunks, self.workers, folder):
                     self._take(chunk, converted, writer, quarantine)
+                    self._show(ahead.popleft())
+            self._show(self.bytes)
             quarantined = sum(self.reasons.values())
             if not self.read:
                 raise DataError("nothing was imported: the files hold no record")
@@ -241,6 +247,7 @@ class Importing:
                 link_attempts(folder / "episodes.parquet")
             ledger = np.fromiter(chain.from_iterable(self.names.items()), np.uint64, 2 * len(self.names))
             np.save(folder / LEDGER, ledger.reshape(-1, 2))
+            missing = self.looked.missing()
             report = {
                 "source": "import",
                 "policy": "log",
@@ -253,11 +260,28 @@ class Importing:
                 **({"forgotten": self.forgotten} if self.forgotten else {}),
                 "reasons": dict(sorted(self.reasons.items())),
                 "redacted": dict(sorted(self.redacted.items())),
+                **({"missing": missing} if missing else {}),
                 **told_of_outcomes(self.job),
                 **self.tally.report(),
             }
             write_json(folder / "collect.json", report)
+        for sentence in missing:
+            print(f"import: {sentence}", file=sys.stderr)
         return report
+
+    def fetched(self, count: int) -> None:
+        """`count` more bytes of the files have been read."""
+        self.bytes += count
+
+    def _counted(self, chunks: Iterable[Chunk], ahead: deque[int]) -> Iterator[Chunk]:
+        for chunk in chunks:
+            ahead.append(self.bytes)
+            yield chunk
+
+    def _show(self, written: int) -> None:
+        """Up to which byte the files are written; the rest is still to be converted."""
+        if self.shown and written > self.shown.done:
+            self.shown.advance(written - self.shown.done, f"{self.read} records")
 
     def _keep(self, out: Path, writer: TrajectoryWriter, quarantine: IO[str]) -> None:
         """Copy what an earlier import left in the folder. Raises DataError where something else did."""
@@ -294,6 +318,7 @@ class Importing:
         """Write what is new of a chunk; in quarantine what was refused, and what contradicts an earlier record."""
         self.read += len(chunk)
         self.open += converted.open
+        self.looked.add(converted.looked)
         self.redacted += converted.redacted
         refused = dict(converted.refused)
         kept = [False] * len(converted.summaries)

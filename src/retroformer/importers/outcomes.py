@@ -5,11 +5,12 @@ A missing outcome is not a failure: it is UNKNOWN, kept, and usable for nothing 
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ WORDS = {
 }
 """How a success is said in words."""
 MISSING = object()
+MOST_NAMES = 128
+"""Names of other fields that are kept, for each that is missing."""
+NAMED = 8
+"""Names that are told where none is near."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,43 @@ class Verdict:
 
     outcome: Outcome
     reward: float = 0.0
+
+
+@dataclass(slots=True)
+class Looked:
+    """What was found under the names that a rule has, so that one which is in no record can be told."""
+
+    found: set[str] = field(default_factory=set)
+    """``reward:FIELD`` and the like."""
+    others: dict[str, set[str]] = field(default_factory=dict)
+    """Of a name that some record lacks: names that such records have."""
+
+    def taken(self, hidden: Callable[[str], str]) -> Looked:
+        """What was noted, to be told of through `hidden`; it is forgotten here."""
+        taken = Looked(self.found, {name: set(map(hidden, others)) for name, others in self.others.items()})
+        self.found, self.others = set(), {}
+        return taken
+
+    def add(self, other: Looked) -> None:
+        """What was found elsewhere, too."""
+        self.found |= other.found
+        for name, others in other.others.items():
+            known = self.others.setdefault(name, set())
+            known.update(sorted(others)[: MOST_NAMES - len(known)])
+
+    def missing(self) -> list[str]:
+        """A sentence for each name that is in no record, with the nearest of those that are."""
+        told = []
+        for name, others in self.others.items():
+            if name in self.found:
+                continue
+            wanted = name.partition(":")[2]
+            by_last = {one.rpartition(".")[2]: one for one in sorted(others, reverse=True)}
+            near = difflib.get_close_matches(wanted, sorted(others), 3)
+            near += [by_last[one] for one in difflib.get_close_matches(wanted.rpartition(".")[2], sorted(by_last), 3)]
+            shown = ", ".join([*dict.fromkeys(near)][:3] or sorted(others)[:NAMED]) or "none"
+            told.append(f"{name} is in no record; {'the nearest' if near else 'the names'} that there are: {shown}")
+        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +94,20 @@ class OutcomeRule:
     lowest: float = -math.inf
     highest: float = math.inf
     """Range of rewards that is believed."""
+    looked: Looked = field(default_factory=Looked, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.function and (self.reward or self.success or self.assessment):
+            raise ConfigError(f"outcomes by {self}: expected fields to read, or a function alone")
         if not self.lowest <= self.highest:
             raise ConfigError(f"rewards from {self.lowest:g} to {self.highest:g}: expected the smaller number first")
 
     def __str__(self) -> str:
+        return " ".join([*self._named(), *([self.function] if self.function else [])])
+
+    def _named(self) -> list[str]:
         named = (("reward", self.reward), ("success", self.success), ("assessment", self.assessment))
-        found = [f"{kind}:{name}" for kind, name in named if name] + ([self.function] if self.function else [])
-        return " ".join(found)
+        return [f"{kind}:{name}" for kind, name in named if name]
 
     def judge(
         self, fields: dict[str, Any], assessments: dict[str, Any], trajectory: Callable[[], Trajectory]
@@ -69,6 +116,8 @@ class OutcomeRule:
         if self.function:
             return self._verdict(self._called(trajectory()), f"what {self.function} returns")
         named = self.reward or self.success or self.assessment
+        if named:
+            self._look(fields, assessments)
         reward_field, success_field = (self.reward, self.success) if named else ("reward", "success")
         reward = look_up(fields, reward_field)
         number = None if reward is MISSING or reward is None else self._number(reward, reward_field)
@@ -79,6 +128,18 @@ class OutcomeRule:
             return Verdict(Outcome.UNKNOWN) if number is None else self._verdict(number, reward_field)
         said = self._verdict(truth, success_field or f"assessment {self.assessment}")
         return Verdict(said.outcome, number) if number is not None else said
+
+    def _look(self, fields: dict[str, Any], assessments: dict[str, Any]) -> None:
+        looked = self.looked
+        for one in self._named():
+            if one in looked.found:
+                continue
+            kind, _, name = one.partition(":")
+            value = assessments.get(name) if kind == "assessment" else look_up(fields, name)
+            if value is not MISSING and value is not None:
+                looked.found.add(one)
+            elif len(others := looked.others.setdefault(one, set())) < MOST_NAMES:
+                others.update(assessments if kind == "assessment" else names_in(fields))
 
     def check(self, reward: float, name: str) -> None:
         """Raise Rejected where a reward is outside of the stated range."""
@@ -159,6 +220,15 @@ def look_up(fields: dict[str, Any], name: str) -> Any:
         if not dot or not isinstance(value, dict) or first not in value:
             return MISSING
         value = value[first]
+
+
+def names_in(fields: dict[str, Any], depth: int = 3) -> Iterator[str]:
+    """Names of the values that could be an outcome, dotted where they are nested."""
+    for name, value in fields.items():
+        if isinstance(value, dict) and depth > 1:
+            yield from (f"{name}.{one}" for one in names_in(value, depth - 1))
+        elif isinstance(value, (bool, int, float, str)):
+            yield str(name)
 
 
 def finite(value: Any, kind: str, name: str) -> float:
