@@ -66,6 +66,9 @@ class CollectConfig(Section):
         description="of a log, where it is: reward:FIELD, success:FIELD, assessment:NAME or package.module:function; "
         "empty looks for fields reward and success"
     )
+    reward_range: tuple[float, ...] = Field(
+        description="of a log: the smallest and the largest reward that is believed, [LOW, HIGH]; [] believes any"
+    )
     redact: tuple[str, ...] = Field(description="what to blot out of logs: all, email, phone, card, api_key and others")
     episodes: int = Field(ge=1, le=EPISODES, description="episodes to play, spread evenly over the tasks")
     policy: Literal["champion", "train_from"] = Field(description="which pinned policy plays")
@@ -81,6 +84,14 @@ class CollectConfig(Section):
     retries: int = Field(ge=0, le=10, description="times that an episode which ended in error is tried again")
     max_new_tokens: int = Field(ge=1, le=1 << 20, description="most tokens of an action that the policy writes itself")
     max_errors: Share = Field(description="share of episodes (records of logs) that may fail before the stage stops")
+
+    @field_validator("reward_range")
+    @classmethod
+    def two_rewards_or_none(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        """The smaller and the larger, or nothing."""
+        if value and (len(value) != 2 or not value[0] <= value[1]):
+            raise ValueError(f"got {list(value)}, expected [LOW, HIGH] or []")
+        return value
 
 
 class ValidateConfig(Section):

@@ -215,3 +215,10 @@ def test_logs_are_imported_where_asked(tmp_path):
     assert {one.outcome for one in read_trajectories(tmp_path / "data/rollouts")} == {Outcome.UNKNOWN}
     with pytest.raises(ConfigError, match="outcome 'solved' is none of reward:FIELD"):
         run_collect(tmp_path, tiny_config(**asked, collect__outcome="solved"))
+    believed = {"collect__max_errors": 1.0, "collect__reward_range": [-1, 0.5]}
+    run_collect(tmp_path, tiny_config(**asked | believed))
+    report = read_json(tmp_path / "data/rollouts/collect.json")
+    assert report["reasons"] == {"not_this_format": 1, "reward_out_of_range": 1}
+    for wrong in ([1], [1, 0], [0, 1, 2]):
+        with pytest.raises(ConfigError, match=r"collect.reward_range.* expected \[LOW, HIGH\] or \[\]"):
+            tiny_config(collect__reward_range=wrong)

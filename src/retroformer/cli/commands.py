@@ -95,10 +95,12 @@ def import_(arguments: Sequence[str]) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="files or folders; for mlflow also the URI of a store")
     parser.add_argument("--format", required=True, choices=list(FORMATS))
     parser.add_argument("--out", required=True, type=Path, help="folder to write, or of an earlier import to add to")
-    parser.add_argument("--reward", default="", metavar="FIELD", help="a number; above 0 is a success")
-    parser.add_argument("--success", default="", metavar="FIELD", help="a truth value")
+    parser.add_argument("--reward", default="", metavar="FIELD", help="of a record, a number; above 0 is a success")
+    parser.add_argument("--success", default="", metavar="FIELD", help="of a record, a truth value")
     parser.add_argument("--assessment", default="", metavar="NAME", help="feedback of a trace, a truth value or reward")
-    parser.add_argument("--outcome", default="", metavar="MODULE:FUNCTION", help="from a trajectory to its outcome")
+    parser.add_argument(
+        "--outcome", default="", metavar="MODULE:FUNCTION", help="in place of fields: trajectory to outcome"
+    )
     parser.add_argument("--reward-range", nargs=2, type=float, default=(-math.inf, math.inf), metavar=("LOW", "HIGH"))
     parser.add_argument("--redact", nargs="+", default=[], metavar="NAME", help=", ".join(["all", *PATTERNS]))
     parser.add_argument("--experiment", nargs="+", default=[], metavar="NAME", help="of the MLflow store; default all")

@@ -188,10 +188,10 @@ def imported(name: str) -> Callable[[Trajectory], Any]:
     return found
 
 
-def parse_rule(text: str) -> OutcomeRule:
+def parse_rule(text: str, *believed: float) -> OutcomeRule:
     """The rule that words like ``reward:score success:passed`` or ``package.module:function`` write.
 
-    Raises ConfigError for anything else.
+    `believed` are the smallest and the largest reward, if they are bounded. Raises ConfigError for anything else.
     """
     found: dict[str, Any] = {}
     for word in text.split():
@@ -205,6 +205,8 @@ def parse_rule(text: str) -> OutcomeRule:
         else:
             imported(word)
             found["function"] = word
+    if believed:
+        found["lowest"], found["highest"] = believed
     return OutcomeRule(**found)
 
 

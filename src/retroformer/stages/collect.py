@@ -109,7 +109,7 @@ def import_into(
         [logs],
         config.format,
         out,
-        Rules(parse_rule(config.outcome), of_instance),
+        Rules(parse_rule(config.outcome, *config.reward_range), of_instance),
         redact=config.redact,
         max_quarantined=config.max_errors,
         extra={"round": round_number},
