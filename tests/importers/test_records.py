@@ -227,3 +227,38 @@ def test_progress_is_of_what_is_written(tmp_path: Path, capsys: pytest.CaptureFi
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"import: {size}/{size} bytes, ")
     assert line.endswith(" left, 4500 records")
+
+
+BIG = 123456789012345678901234567890
+
+
+def test_whole_numbers_of_more_than_64_bits_keep_their_digits(tmp_path: Path) -> None:
+    def called(arguments: object) -> dict[str, Any]:
+        function = {"name": "find", "arguments": arguments}
+        messages = json.loads(json.dumps(REFUND["messages"]))
+        messages[2]["tool_calls"][0]["function"] = function
+        return {**REFUND, "messages": messages}
+
+    made: list[dict[str, Any]] = [{**REFUND, "id": BIG + n, "task_id": BIG + n} for n in range(2)]
+    made += [
+        {
+            **called({"id": BIG, "share": 1e300}),
+            "id": "object",
+            "tools": [{"name": "find", "parameters": {"max": BIG}}],
+        },
+        {**called(json.dumps({"id": BIG, "share": 1e300})), "id": "text"},
+        {**called(f'{{"id": {BIG}, "share": NaN}}'), "id": "as it stands"},
+        {**called(f'{{"id": {BIG}, "half": "\\ud800"}}'), "id": "half"},
+    ]
+    report = import_chat(tmp_path, made, redact=["email"])
+    assert (report["episodes"], report["reasons"]) == (6, {})
+    found = read_trajectories(tmp_path / "out")
+    assert len({one.task.seed for one in found[:2]}) == 2
+    assert all(f'"id": {BIG}, ' in one.steps[0].action for one in found[2:])
+    assert all('"share": 1e+300}' in one.steps[0].action for one in found[2:4])
+    assert f'"max": {BIG}' in found[2].task.description
+
+
+def test_redaction_counts_once_what_is_read_twice(tmp_path: Path) -> None:
+    secret = json.loads(json.dumps({**REFUND, "task_id": BIG}).replace("order 7", "order 7 of ann@example.org"))
+    assert import_chat(tmp_path, [secret], redact=["email"])["redacted"] == {"email": 1}

@@ -20,7 +20,7 @@ from retroformer.importers.conversation import Found, LoggedCall, Rules, Run, Tu
 from retroformer.importers.messages import text_of, tokens_of, tools_of
 from retroformer.importers.openai_chat import name_of
 from retroformer.importers.outcomes import MISSING, OutcomeRule, finite, look_up
-from retroformer.importers.records import Record, Rejected
+from retroformer.importers.records import Record, Rejected, check_exact
 from retroformer.importers.redaction import Redactor
 from retroformer.importers.times import check_order, seconds
 from retroformer.storage import episode_row, step_rows, trajectory_from_row
@@ -172,5 +172,6 @@ def _calls(step: dict[str, Any], place: int) -> Sequence[LoggedCall]:
         name = call.get("function_name") if isinstance(call, dict) else None
         if not isinstance(name, str) or not name or not isinstance(call.get("arguments"), dict):
             raise Rejected("malformed_message", f"a call of step {place} has no function_name or no arguments object")
+        check_exact(call["arguments"])
         found.append(LoggedCall(str(call.get("tool_call_id", "")), name, call["arguments"]))
     return found

@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-import orjson
-
 from retroformer.chat import describe_tools, write_action, write_call, write_result
 from retroformer.importers.outcomes import OutcomeRule, Verdict
-from retroformer.importers.records import Rejected
+from retroformer.importers.records import Rejected, decoded, encoded
 from retroformer.storage import EpisodeRow, StepRow, row_of, row_of_step, trajectory_from_row
-from retroformer.types import Outcome, Step, StopReason, Task, Trajectory, total
+from retroformer.types import Outcome, Step, StopReason, Trajectory, total
 
 MAX_TOKEN_ID = 2**31 - 1
+LOG_END = StopReason.LOG_END.value
 
 
 @dataclass(slots=True)
@@ -128,7 +127,8 @@ def found_in(run: Run, source: str, rules: Rules) -> Found:
     log-probabilities are kept as logged; those of a greedy run (temperature 0) are not its behaviour's and left out.
     """
     description, steps = steps_of(run)
-    task = task_of(run.task, run.instance, description, steps[0][0], rules, run.seed)
+    instance = instance_of(run.task, run.instance, description, steps[0][0], rules, run.seed)
+    environment, name, seed, split = instance
     temperature = 1.0 if run.temperature is None else run.temperature
     if not 0 <= temperature < math.inf:
         raise Rejected("invalid_temperature", f"temperature {temperature}")
@@ -137,24 +137,24 @@ def found_in(run: Run, source: str, rules: Rules) -> Found:
             steps[t] = observation, action, reward, admissible, token_ids, None
 
     def row(id: str, outcome: Outcome) -> EpisodeRow:
-        return EpisodeRow(
-            trajectory_id=id,
-            environment=task.environment,
-            family=task.family,
-            task=task.name,
-            description=task.description,
-            seed=task.seed,
-            split=task.split,
-            outcome=outcome.value,
-            stop_reason=StopReason.LOG_END.value,
-            steps=len(steps),
-            total_reward=total([step[2] for step in steps]),
-            policy=run.policy or "log",
-            temperature=temperature or 1.0,
-            attempt=run.attempt,
-            previous_id=None,
-            source=source,
-            error=run.error,
+        return EpisodeRow(  # by place: names take longer than all the rest of it
+            id,
+            environment,
+            environment,  # family
+            name,
+            description,
+            seed,
+            split,
+            outcome.value,
+            LOG_END,
+            len(steps),
+            total([step[2] for step in steps]),
+            run.policy or "log",
+            temperature or 1.0,
+            run.attempt,
+            None,  # previous_id
+            source,
+            run.error,
         )
 
     def unjudged() -> Trajectory:
@@ -169,20 +169,29 @@ def found_in(run: Run, source: str, rules: Rules) -> Found:
     if verdict.reward and not logged:
         observation, action, _, admissible, token_ids, logprob = steps[-1]
         steps[-1] = observation, action, verdict.reward, admissible, token_ids, logprob
-    made = row("", verdict.outcome)
-    id = content_id(run, made, steps)
-    return Found(run.name, id, EpisodeRow(id, *made[1:]), steps)
+    id = content_id(run, instance, description, verdict.outcome, steps)
+    return Found(run.name, id, row(id, verdict.outcome), steps)
 
 
-def task_of(named: str, instance: str, description: str, first: str, rules: Rules, seed: int | None = None) -> Task:
+class Instance(NamedTuple):
+    """What tells one task instance from another, and its split."""
+
+    environment: str
+    task: str
+    seed: int
+    split: str
+
+
+def instance_of(
+    named: str, instance: str, description: str, first: str, rules: Rules, seed: int | None = None
+) -> Instance:
     """The task that a log calls `named`, and which instance of it; without a name of that, what was told first."""
     environment, _, name = named.rpartition(":")
     environment, name = environment or "log", name or "runs"
     if seed is None:
         instance = instance or "\x1f".join((description, first))
         seed = int.from_bytes(_digest((named, instance))[:6])
-    split = rules.split_of(f"{environment}:{name}#{seed}")
-    return Task(environment, environment, name, description, seed, split)
+    return Instance(environment, name, seed, rules.split_of(f"{environment}:{name}#{seed}"))
 
 
 def steps_of(run: Run) -> tuple[str, list[StepRow]]:
@@ -197,19 +206,21 @@ def steps_of(run: Run) -> tuple[str, list[StepRow]]:
         if role == "agent" and not turn.copied:
             if awaited:
                 raise _unanswered(awaited, len(steps))
-            awaited = [call.id for call in turn.calls]
+            if turn.calls:
+                awaited = [call.id for call in turn.calls]
             said.append(turn)
             continue
         if said:
             steps.append(_step(told, said))
             told, said = [], []
         if role == "result":
-            if turn.answers in awaited:
-                awaited.remove(turn.answers)
-            elif awaited and not turn.answers:
+            answers = turn.answers
+            if answers in awaited:
+                awaited.remove(answers)
+            elif awaited and not answers:
                 awaited.pop(0)
             else:
-                raise Rejected("result_without_call", f"no open call has the id {turn.answers!r}")
+                raise Rejected("result_without_call", f"no open call has the id {answers!r}")
             told.append(write_result(turn.text))
         elif role == "agent":
             if awaited:
@@ -227,19 +238,19 @@ def steps_of(run: Run) -> tuple[str, list[StepRow]]:
     if not steps[0][0]:
         steps[0] = ("\n\n".join(prompt), *steps[0][1:])
         prompt = []
-    for t, (observation, action, *_) in enumerate(steps):
-        if not observation or observation.isspace():
+    for t, step in enumerate(steps):
+        if not step[0] or step[0].isspace():
             raise Rejected("empty_observation", f"nothing was said to the agent before step {t}")
-        if not action or action.isspace():
+        if not step[1] or step[1].isspace():
             raise Rejected("empty_action", f"the agent said nothing at step {t}")
     if run.tools:
-        prompt.append(_described(orjson.dumps(run.tools)))
+        prompt.append(_described(encoded(run.tools)))
     return "\n\n".join(filter(None, prompt)), steps
 
 
 @lru_cache(maxsize=64)
 def _described(tools: bytes) -> str:
-    return describe_tools(orjson.loads(tools))
+    return describe_tools(decoded(tools.decode()))
 
 
 def _unanswered(awaited: list[str], t: int) -> Rejected:
@@ -247,7 +258,7 @@ def _unanswered(awaited: list[str], t: int) -> Rejected:
 
 
 def _step(told: list[str], said: list[Turn]) -> StepRow:
-    observation = "\n".join(told)
+    observation = told[0] if len(told) == 1 else "\n".join(told)
     if len(said) == 1:
         one = said[0]
         return observation, _action(one), one.reward or 0.0, None, one.token_ids, one.logprob
@@ -259,23 +270,28 @@ def _step(told: list[str], said: list[Turn]) -> StepRow:
 
 
 def _action(turn: Turn) -> str:
-    if not turn.calls and not turn.reasoning:
-        return turn.text
+    calls = turn.calls
+    if not turn.reasoning:
+        if not calls:
+            return turn.text
+        if len(calls) == 1:  # most are
+            written = write_call(calls[0].name, calls[0].arguments)
+            return f"{turn.text}\n{written}" if turn.text else written
     parts = [write_action(reasoning=turn.reasoning)] if turn.reasoning else []
     if turn.text:
         parts.append(turn.text)
-    parts += [write_call(call.name, call.arguments) for call in turn.calls]
+    parts += [write_call(call.name, call.arguments) for call in calls]
     return "\n".join(parts)
 
 
-def content_id(run: Run, row: EpisodeRow, steps: list[StepRow]) -> str:
+def content_id(run: Run, task: Instance, description: str, outcome: Outcome, steps: list[StepRow]) -> str:
     """16 hex digits that depend on what was logged alone: not on the file, its order, or what is read beside it."""
     parts = [
         run.log_id,
-        f"{run.attempt} {run.segment} {run.temperature!r} {row.outcome} {row.seed}",
-        row.environment,
-        row.task,
-        row.description,
+        f"{run.attempt} {run.segment} {run.temperature!r} {outcome.value} {task.seed}",
+        task.environment,
+        task.task,
+        description,
         run.policy,
         run.error or "",
     ]
@@ -327,6 +343,6 @@ def _same(one: Turn, other: Turn) -> bool:
 
 def _meant(call: LoggedCall) -> tuple[str, Any]:
     try:
-        return call.name, orjson.loads(call.arguments) if isinstance(call.arguments, str) else call.arguments
-    except orjson.JSONDecodeError:
+        return call.name, decoded(call.arguments) if isinstance(call.arguments, str) else call.arguments
+    except (ValueError, RecursionError):
         return call.name, call.arguments

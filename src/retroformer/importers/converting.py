@@ -22,7 +22,7 @@ from retroformer.errors import DataError
 from retroformer.importers.conversation import Found, Rules
 from retroformer.importers.formats import FORMATS
 from retroformer.importers.outcomes import Looked
-from retroformer.importers.records import BUFFER, UNREAD, Open, Record, Rejected, parsed
+from retroformer.importers.records import BUFFER, EXACT, UNREAD, Inexact, Open, Record, Rejected, parsed
 from retroformer.importers.redaction import Redactor
 from retroformer.recovery import leave_with
 from retroformer.storage import tables_of_rows
@@ -115,8 +115,18 @@ class Job:
         return Converted(summaries, episodes, steps, refused, waiting, redactor.found, looked)
 
     def _trajectories(self, record: Record, redactor: Redactor) -> list[Found]:
+        read = FORMATS[self.format].trajectories
+        counted = redactor.found.copy() if redactor.names else redactor.found
         try:
-            return FORMATS[self.format].trajectories(parsed(record), self.rules, redactor)
+            try:
+                return read(parsed(record), self.rules, redactor)
+            except Inexact:
+                redactor.found = counted
+                exact = EXACT.set(True)
+                try:
+                    return read(parsed(record, exact=True), self.rules, redactor)
+                finally:
+                    EXACT.reset(exact)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
             # No record, however odd, ends an import; the fuzzer holds that this net stays empty.
             raise Rejected("not_understood", f"{type(error).__name__}: {error}") from None

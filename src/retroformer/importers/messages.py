@@ -12,11 +12,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import orjson
-
 from retroformer.importers.conversation import MAX_TOKEN_ID, LoggedCall, Turn
 from retroformer.importers.outcomes import finite
-from retroformer.importers.records import Rejected
+from retroformer.importers.records import Rejected, check_exact, decoded
 from retroformer.importers.times import check_order, seconds
 
 ROLES: dict[str, Literal["system", "user", "agent", "result"]] = {
@@ -58,11 +56,11 @@ def turn_of(message: Any, place: int) -> Turn:
     kind = ROLES.get(role) if isinstance(role, str) else None
     content = message.get("content")
     text = content if isinstance(content, str) else text_of(content, place)
-    if kind == "system" or kind == "user":
-        return Turn(kind, text)
     if kind == "result":
         answers = message.get("tool_call_id")
         return Turn("result", text, (), "", answers if isinstance(answers, str) else "")
+    if kind == "system" or kind == "user":
+        return Turn(kind, text)
     if kind is None:
         raise Rejected("unknown_role", f"message {place} has role {str(role)[:80]!r}")
     turn = Turn("agent", text, calls_of(message, place))
@@ -111,19 +109,25 @@ def calls_of(message: dict[str, Any], place: int) -> Sequence[LoggedCall]:
         raise Rejected("malformed_message", f"tool_calls of message {place} is {type(listed).__name__}")
     found = []
     for call in listed:
-        function = call.get("function", call.get("custom")) if isinstance(call, dict) else None
+        function = None
+        if isinstance(call, dict) and (function := call.get("function")) is None and "function" not in call:
+            function = call.get("custom")
         name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(function, dict) or not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name:
             raise Rejected("malformed_message", f"a call of message {place} has no name")
-        id = call.get("id")
-        arguments = function.get("arguments", function.get("input"))
-        found.append(LoggedCall(id if isinstance(id, str) else "", name, arguments_of(arguments)))
+        id, arguments = call.get("id"), function.get("arguments")
+        if arguments is None and "arguments" not in function:
+            arguments = function.get("input")
+        if not isinstance(arguments, str) or not AS_WRITTEN.fullmatch(arguments):
+            arguments = arguments_of(arguments)
+        found.append(LoggedCall(id if isinstance(id, str) else "", name, arguments))
     return found
 
 
 def arguments_of(value: Any) -> dict[str, Any] | str:
     """A call's arguments: the object, or text that is to stand as it is (see `AS_WRITTEN`, or no JSON object)."""
     if isinstance(value, dict):
+        check_exact(value)
         return value
     if value is None or value == "":
         return {}
@@ -132,8 +136,8 @@ def arguments_of(value: Any) -> dict[str, Any] | str:
     if AS_WRITTEN.fullmatch(value):
         return value
     try:
-        found = orjson.loads(value)
-    except orjson.JSONDecodeError:
+        found = decoded(value)
+    except (ValueError, RecursionError):
         return value
     return found if isinstance(found, dict) else value
 

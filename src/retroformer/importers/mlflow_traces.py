@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
-
 from retroformer.importers.conversation import Run, Turn
 from retroformer.importers.messages import tools_of, turn_of, turns_of
 from retroformer.importers.openai_chat import name_of
 from retroformer.importers.outcomes import finite
-from retroformer.importers.records import Rejected
+from retroformer.importers.records import Rejected, decoded
 from retroformer.importers.spans import ChatCall, check_span, nanoseconds, runs_of
 
 CHAT = ("CHAT_MODEL", "LLM")
@@ -117,6 +115,6 @@ def _decoded(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError:
+        return decoded(value)
+    except (ValueError, RecursionError):
         return value

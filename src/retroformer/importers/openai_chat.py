@@ -13,7 +13,7 @@ from typing import Any
 from retroformer.importers.conversation import Run
 from retroformer.importers.messages import tools_of, turns_of
 from retroformer.importers.outcomes import finite
-from retroformer.importers.records import Rejected
+from retroformer.importers.records import Rejected, check_exact
 
 
 def runs(value: Any) -> Iterator[Run]:
@@ -46,5 +46,6 @@ def name_of(fields: dict[str, Any], key: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, (int, float)):
+        check_exact(value)
         return str(value)
     raise Rejected("malformed_field", f"{key} is {type(value).__name__}, expected text")

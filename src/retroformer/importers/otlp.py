@@ -20,13 +20,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from retroformer.importers.conversation import Run, Turn
 from retroformer.importers.messages import tools_of, turns_of
 from retroformer.importers.openai_chat import name_of
 from retroformer.importers.outcomes import finite
-from retroformer.importers.records import Advance, Record, Rejected, json_records, parsed
+from retroformer.importers.records import Advance, Record, Rejected, decoded, encoded, json_records, parsed
 from retroformer.importers.spans import ChatCall, check_span, nanoseconds, runs_of
 
 CHAT = ("chat", "text_completion", "generate_content")
@@ -62,7 +60,7 @@ def read(files: list[Path], advance: Advance) -> Iterator[Record | Rejected]:
                 yield Rejected("too_large", f"trace {trace} has {count} spans, at most {MAX_SPANS} allowed", source)
                 continue
             rows = store.execute("SELECT span FROM spans WHERE trace = ? ORDER BY rowid", (trace,))
-            yield Record(source, {"trace": trace, "spans": [orjson.loads(row[0]) for row in rows]})
+            yield Record(source, {"trace": trace, "spans": [decoded(row[0].decode()) for row in rows]})
 
 
 def _store(folder: Path) -> sqlite3.Connection:
@@ -74,10 +72,7 @@ def _store(folder: Path) -> sqlite3.Connection:
 
 
 def _row(source: str, span: dict[str, Any], resource: Any) -> tuple[str, str, bytes]:
-    try:
-        return span["traceId"], source, orjson.dumps({**span, "resource": resource})
-    except TypeError as error:
-        raise Rejected("not_this_format", f"a span holds what JSON cannot: {error}") from None
+    return span["traceId"], source, encoded({**span, "resource": resource})
 
 
 def spans_of(value: Any) -> Iterator[tuple[dict[str, Any], Any]]:
@@ -202,7 +197,7 @@ def _of_parts(message: dict[str, Any], parts: list[dict[str, Any]]) -> Iterator[
             whole.setdefault("tool_calls", []).append({"id": part.get("id"), "function": function})
         elif kind == "tool_call_response":
             content = part.get("response", part.get("result"))
-            text = content if isinstance(content, str) else orjson.dumps(content).decode()
+            text = content if isinstance(content, str) else encoded(content).decode()
             results.append({"role": "tool", "tool_call_id": part.get("id"), "content": text})
         elif kind == "reasoning":
             whole["reasoning"] = part.get("content")
@@ -264,6 +259,6 @@ def _decoded(value: Any) -> Any:
     if not isinstance(value, str) or value[:1] not in ("[", "{"):
         return value
     try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError:
+        return decoded(value)
+    except (ValueError, RecursionError):
         return value

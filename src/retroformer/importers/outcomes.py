@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from retroformer.errors import ConfigError
 from retroformer.importers.records import Rejected
@@ -31,8 +31,7 @@ NAMED = 8
 """Names that are told where none is near."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """How a run ended, and what that is worth."""
 
     outcome: Outcome

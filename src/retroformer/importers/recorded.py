@@ -30,13 +30,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from retroformer.importers.conversation import Found, Rules, found_of, task_of
+from retroformer.importers.conversation import Found, Rules, found_of, instance_of
 from retroformer.importers.messages import tokens_of
 from retroformer.importers.openai_chat import name_of
 from retroformer.importers.outcomes import finite
 from retroformer.importers.records import MAX_RECORD, SHOWN, Advance, Open, Record, Rejected, json_records, parsed
 from retroformer.importers.redaction import Redactor
-from retroformer.types import Outcome, Step, StopReason, Trajectory
+from retroformer.types import Outcome, Step, StopReason, Task, Trajectory
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 EVENTS = ("start", "step", "reward", "end", "outcome")
@@ -182,9 +182,11 @@ def trajectories(record: Record, rules: Rules, redactor: Redactor) -> list[Found
     if temperature == 0:
         steps = [replace(step, logprob=None) for step in steps]
     first = steps[0].observation if steps else ""
+    told = name_of(start, "description")
+    instance = instance_of(name_of(start, "task"), name_of(start, "task_id"), told, first, rules)
     unknown = Trajectory(
         id=start["id"],
-        task=task_of(name_of(start, "task"), name_of(start, "task_id"), name_of(start, "description"), first, rules),
+        task=Task(instance.environment, instance.environment, instance.task, told, instance.seed, instance.split),
         steps=tuple(steps),
         stop_reason=StopReason.TERMINATED if end else StopReason.LOG_END,
         outcome=Outcome.UNKNOWN,

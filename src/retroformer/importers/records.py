@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,6 +56,10 @@ class Rejected(Exception):
     def __init__(self, reason: str, detail: str, source: str = "", raw: bytes = b""):
         super().__init__(reason, detail, source, raw)  # what a worker sends is made anew from these
         self.reason, self.detail, self.source, self.raw = reason, detail, source, raw
+
+
+class Inexact(Exception):
+    """A number of more than 64 bits where each digit counts: orjson has made a float of it, json would not."""
 
 
 class Open(Exception):
@@ -148,7 +154,7 @@ def _document(path: Path, file: Any) -> Iterator[Record | Rejected]:
     if len(text) > MAX_RECORD:
         yield _too_large(f"{path}:1", path.stat().st_size, text)
         return
-    whole = parse(text.removeprefix(MARK), f"{path}:1")
+    whole = parse(text.removeprefix(MARK), f"{path}:1", exact=True)
     if isinstance(whole, Record) and isinstance(whole.value, list):
         for place, value in enumerate(whole.value):
             yield Record(f"{path}:1[{place}]", value)
@@ -160,20 +166,66 @@ def _too_large(source: str, size: int, text: bytes) -> Rejected:
     return Rejected("too_large", f"{size} bytes, at most {MAX_RECORD} allowed", source, text[:SHOWN])
 
 
-def parsed(record: Record) -> Record:
+EXACT: ContextVar[bool] = ContextVar("EXACT", default=False)
+"""Whether the record's numbers are those that its text has: then it was parsed for that, a second time."""
+
+
+def check_exact(value: Any) -> None:
+    """Raise Inexact where a number in a value may have been a whole one of more than 64 bits."""
+    if isinstance(value, float):
+        if abs(value) >= 2**63 and not EXACT.get():
+            raise Inexact
+    elif isinstance(value, (dict, list)):
+        for one in value.values() if isinstance(value, dict) else value:
+            check_exact(one)
+
+
+LONG = re.compile("[0-9]{20}")
+
+
+def decoded(text: str) -> Any:
+    """JSON that lies as text within a record. Raises ValueError, or RecursionError."""
+    if not LONG.search(text):
+        return orjson.loads(text)
+    value = json.loads(text, parse_constant=_no_json)
+    json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
+
+
+def _no_json(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def encoded(value: Any) -> bytes:
+    """JSON of what was read from JSON. Raises Rejected where there is none."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # a whole number of more than 64 bits, say
+        pass
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Rejected("not_json", f"something that JSON cannot hold: {error}") from None
+
+
+def parsed(record: Record, exact: bool = False) -> Record:
     """The record with its value. Raises Rejected."""
     if record.value is not UNREAD:
         return record
-    found = parse(record.raw, record.source)
+    found = parse(record.raw, record.source, exact)
     if isinstance(found, Rejected):
         raise found
     return found
 
 
-def parse(text: bytes, source: str) -> Record | Rejected:
-    """One record from its text. NaN and infinities, which are no JSON, are read as Python's writer writes them."""
+def parse(text: bytes, source: str, exact: bool = False) -> Record | Rejected:
+    """One record from its text. NaN and infinities, which are no JSON, are read as Python's writer writes them.
+
+    Whole numbers beyond 64 bits become floats, unless they are to be `exact`.
+    """
     try:
-        return Record(source, orjson.loads(text), text)
+        if not exact:
+            return Record(source, orjson.loads(text), text)
     except orjson.JSONDecodeError:
         pass
     try:
