@@ -113,7 +113,7 @@ def calls_of(message: dict[str, Any], place: int) -> Sequence[LoggedCall]:
         if isinstance(call, dict) and (function := call.get("function")) is None and "function" not in call:
             function = call.get("custom")
         name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(name, str) or not name:
+        if not isinstance(function, dict) or not isinstance(name, str) or not name:
             raise Rejected("malformed_message", f"a call of message {place} has no name")
         id, arguments = call.get("id"), function.get("arguments")
         if arguments is None and "arguments" not in function:
