@@ -111,7 +111,7 @@ def test_show_has_everything_of_one_version(three: Path, capsys: pytest.CaptureF
         assert words in told
     found = read(capsys, "show", "3")
     assert found["training"]["updates"] == 2
-    assert found["params"]["train.updates"] == 2202
+    assert found["params"]["train.updates"] == 2502
     assert found["promotions"] == []
     assert [level["task"] for level in found["levels"]] == [None, "A", "B"]
     assert read(capsys, "show", "challenger") == found
@@ -130,12 +130,12 @@ def test_compare_pairs_what_both_played_on_seeds_that_no_gate_saw(
     assert pair["mean"] == pytest.approx((3 / 9 + 1 / 7) / 2)
     assert pair["lower"] < pair["mean"] < pair["upper"]
     assert (pair["range"], pair["n"], pair["confidence"]) == ("final", 16, 0.95)
-    assert found["params"] == {"train.updates": [2200, 2202]}
+    assert found["params"] == {"train.updates": [2500, 2502]}
     assert found["same_data"]
     told = asked(capsys, "compare", "1", "3")
     assert "version 1 (champion)" in told
     assert "On the same seeds (final), version 3 minus version 1: +0.238 [" in told
-    assert "Parameter train.updates: 2200 -> 2202" in told
+    assert "Parameter train.updates: 2500 -> 2502" in told
     (turned,) = read(capsys, "compare", "3", "1")["paired"]
     assert turned["mean"] == pytest.approx(-pair["mean"])
 
