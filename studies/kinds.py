@@ -25,6 +25,8 @@ HELD_OUT = {
     "textworld-express": ("sorting",),
 }
 PLAYS = (SAMPLED, SWAPPED, *TRANSFER)
+UPDATES = ("train.updates", 1000)
+"""Of every arm: their sequences are several times as long as those of the default job."""
 
 
 def present() -> list[str]:
@@ -50,10 +52,10 @@ def arms(seeds: int) -> list[Arm]:
     together = (("tasks.train", named(KINDS, packages)), ("tasks.held_out", named(HELD_OUT, packages)))
     found = []
     for seed in range(seeds):
-        found.append(Arm("joint", seed, plays=PLAYS, data=together))
+        found.append(Arm("joint", seed, (UPDATES,), PLAYS, data=together))
         for package in packages:
             own = ("tasks.train", named(KINDS, [package]))
-            found.append(Arm(f"{package} alone", seed, (own,), PLAYS, data=together))
+            found.append(Arm(f"{package} alone", seed, (own, UPDATES), PLAYS, data=together))
             found.append(Arm(f"{package} agent", seed, plays=(SAMPLED,), policy=AGENTS[package], data=(own,)))
     return found
 
@@ -84,8 +86,9 @@ def answer(results: Sequence[dict[str, Any]]) -> tuple[str, None]:
         rows += [row(f"{package} alone", f"{package} alone", play, HELD_OUT, packages) for package in packages]
     text += table(["", "played", "seeds", *packages], rows)
     text += (
-        "\nSwapped and shuffled are played on the tasks whose mission differs from seed to seed: those of babyai, and "
-        "Taxi. A policy of one family plays the others' tasks too: that is what it transfers to them."
+        f"\nEach policy had {UPDATES[1]:,} updates. Swapped and shuffled are played on the tasks whose mission differs "
+        "from seed to seed, those of babyai and Taxi. A policy of one family plays the others' tasks too: that is what "
+        "it transfers to them."
     )
     if missing := [package for package in KINDS if package not in packages]:
         text += f" {', '.join(missing)} was not installed."
