@@ -165,3 +165,12 @@ def test_actions_that_cannot_be_chosen_end_their_episode_with_the_step_and_the_r
 def test_the_only_action_is_certain():
     (choice,) = tiny_policy("llama").agent(1).act([Decision(0, 0, "w0", "w5", ("w1 w2",), 0.99)])
     assert (choice.action, choice.logprob, choice.probabilities) == ("w1 w2", 0.0, (1.0,))
+
+
+def test_no_row_of_sequences_is_padded_when_it_goes_through_the_model():
+    policy = tiny_policy("bloom")
+    policy.use("sequences")
+    batch = policy.collate(policy.windows(told([("w5 w6", ("w0 w1", "w0 w2 w3", "w4"), 1), ("w7", ("w0", "w1"), 0)])))
+    fed, _ = shapes(policy, lambda: policy.hidden(batch))
+    assert fed == [(1, 4), (1, 5), (1, 6), (2, 8)]
+    assert batch.tokens_bl.shape == (5, 8)

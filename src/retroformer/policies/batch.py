@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -42,6 +43,8 @@ class TreeBatch:
     """True where the action was generated; None where none was."""
     generated_entries: torch.Tensor | None = None
     """The entries of generated actions, for which the whole vocabulary competes."""
+    lengths: tuple[tuple[int, int], ...] = ()
+    """(rows, tokens): how many rows, in their order, have how many tokens; of sequences alone, which are not padded."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -184,7 +187,8 @@ def _inherited(value: np.ndarray, parent: np.ndarray, wanted: np.ndarray) -> np.
 def collate_sequences(batch: Sequence[Window], pad: int) -> TreeBatch:
     """The same without a tree: every action of every step is a row of its own, behind its prefix once more.
 
-    For models that can be trusted with plain forwards alone. Exact, and as slow as it sounds.
+    For models that can be trusted with plain forwards alone: rows are sorted by length, so that those of one length can
+    go through the model together and none is padded. Exact, and as slow as it sounds.
     """
     steps = Steps.of(batch, [alone(actions) for window in batch for actions in window.actions])
     counts = np.array([tree.actions for tree in steps.trees])
@@ -198,12 +202,17 @@ def collate_sequences(batch: Sequence[Window], pad: int) -> TreeBatch:
         for root, actions in zip(window.roots, window.actions, strict=True)
         for tokens in actions
     ]
-    length = max(map(len, rows))
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    rank = np.empty(len(rows), dtype=np.int64)
+    rank[order] = np.arange(len(rows))
+    length = len(rows[order[-1]])
     tokens = np.full((len(rows), length), pad)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
-    at = (first[steps.step_of_node] + action) * length + steps.root[steps.step_of_node] + steps.node_depth
-    return _batch(batch, steps, first * length + steps.root, at, tokens, None, ())
+    for row, own in enumerate(rows):
+        tokens[rank[row], : len(own)] = own
+    at = rank[first[steps.step_of_node] + action] * length + steps.root[steps.step_of_node] + steps.node_depth
+    laid = _batch(batch, steps, rank[first] * length + steps.root, at, tokens, None, ())
+    counted = Counter(map(len, rows))
+    return replace(laid, lengths=tuple((counted[own], own) for own in sorted(counted)))
 
 
 def _batch(

@@ -102,12 +102,40 @@ class LanguageModelPolicy:
             extra["attention_mask"] = torch.zeros(1, 1, 1, 1, dtype=dtype, device=self.model.device)
         elif batch.branches:
             extra["attention_mask"] = additive(dense(batch.branches, batch.tokens_bl.shape[1]), dtype)
-        output = self.model.base_model(input_ids=batch.tokens_bl, use_cache=False, **extra)
-        return output.last_hidden_state.flatten(0, 1)[batch.score_n]
+        if batch.lengths:
+            return self._row_by_row(batch.tokens_bl, batch.lengths).flatten(0, 1)[batch.score_n]
+        return self.states(batch.tokens_bl, use_cache=False, **extra).flatten(0, 1)[batch.score_n]
+
+    def _row_by_row(self, tokens_bl: torch.Tensor, lengths: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """States [B, L, D] of rows of which so many have so many tokens, each length in a forward of its own.
+
+        Nothing is padded: what pads a row is no neighbour of its tokens for most models, and is one for some (where the
+        keys that are most alike are looked for among all).
+        """
+        length, start, states = tokens_bl.shape[1], 0, []
+        for count, own in lengths:
+            found = self.states(tokens_bl[start : start + count, :own], use_cache=False)
+            states.append(torch.nn.functional.pad(found, (0, 0, 0, length - own)))
+            start += count
+        return torch.cat(states)
+
+    def states(self, tokens_bl: torch.Tensor, **extra: Any) -> torch.Tensor:
+        """The model's last hidden states [B, L, D], without its output layer."""
+        model = self.model
+        # Llama 4 names a part as its base that it does not have, and is then its own.
+        body = model.base_model if model.base_model is not model else model.model
+        return body(input_ids=tokens_bl, **extra).last_hidden_state
+
+    def _led(self, hidden_nd: torch.Tensor) -> torch.Tensor:
+        """What some families (ModernBERT's decoder) put between the last states and the output layer, done to them."""
+        between = getattr(self.model, "lm_head", None)
+        if not isinstance(between, torch.nn.Module) or between is self.model.get_output_embeddings():
+            return hidden_nd
+        return between(hidden_nd)
 
     def logits(self, hidden_nd: torch.Tensor) -> torch.Tensor:
         """Next-token logits [N, V] of hidden states, in fp32 or better, as the model's own head makes them."""
-        logits = self.model.get_output_embeddings()(hidden_nd)
+        logits = self.model.get_output_embeddings()(self._led(hidden_nd))
         return self._finished(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
     def _finished(self, logits: torch.Tensor) -> torch.Tensor:
@@ -125,6 +153,7 @@ class LanguageModelPolicy:
         head = self.model.get_output_embeddings()
         if type(head) is not torch.nn.Linear:  # something wrapped around it, which may do anything
             return self.logits(hidden_nd)[place, token]
+        hidden_nd = self._led(hidden_nd)
 
         def part(hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
             rows = torch.nn.functional.embedding(token, head.weight)

@@ -67,7 +67,7 @@ class Plain:
         policy = self.policy
         if not question.actions:
             tokens = torch.tensor([question.tokens], device=policy.model.device)
-            hidden = policy.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0, -1:]
+            hidden = policy.states(tokens, use_cache=False)[0, -1:]
             return policy.logits(hidden).log_softmax(-1)[0].cpu().numpy()
         window = Window(0, 0, question.tokens, [len(question.tokens) - 1], [question.actions], [0])
         batch = policy.collate([window])
@@ -165,13 +165,13 @@ class Cached:
                 visible[row[here], column[here], end[here] + inside[ancestor]] = True
                 ancestor = parent[ancestor]
                 here, ancestor = here[ancestor >= 0], ancestor[ancestor >= 0]
-        hidden = policy.model.base_model(
-            input_ids=torch.from_numpy(tokens).to(device),
+        hidden = policy.states(
+            torch.from_numpy(tokens).to(device),
             attention_mask=additive(torch.from_numpy(visible).to(device), policy.model.dtype)[:, None],
             position_ids=torch.from_numpy(positions.clip(max=policy.limit - 1)).to(device),
             past_key_values=self.cache,
             use_cache=True,
-        ).last_hidden_state
+        )
         self.cache.keep(slots, counts)
         return hidden
 
