@@ -98,6 +98,17 @@ def test_what_the_log_lacks_is_estimated_by_a_fitted_policy_and_what_it_has_is_k
         assert int((batch.mask_bt & estimated).sum()) == sum(step.logprob is None for step in one.steps)
 
 
+def test_a_fitted_policy_that_gives_no_number_is_told_with_the_step():
+    made = policy()
+    half = replace(LOST, id="half", steps=(LOST.steps[0], replace(LOST.steps[1], logprob=None)))
+    with torch.no_grad():
+        made.model.get_input_embeddings().weight[made.encode("o1")[0]] = torch.nan
+    with pytest.raises(
+        DataError, match=r"no finite log-probability for trajectory half, step 1, .* lower train\.learn"
+    ):
+        Replay(made, [WON, half], discount=1.0, baseline="none").estimate_behaviour(made)
+
+
 def test_the_return_that_was_reached_stands_in_the_prompt_where_asked():
     conditioned = policy(condition_on_return=True)
     openings = [conditioned.tokenizer.decode(conditioned.windows(one)[0].tokens[:5]) for one in (WON, LOST)]

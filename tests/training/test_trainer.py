@@ -300,11 +300,61 @@ def test_a_policy_that_moves_from_the_behaviour_at_once_is_stopped_before_its_fi
         trainer(MANY, **{**RUN, "min_ess": 1.0}).run(tmp_path, silent)
 
 
-def test_a_loss_that_is_no_number_stops(tmp_path):
-    one = trainer(MANY, **RUN)
+def without_number(policy, word):
+    """Let the model give no number wherever it has read the word."""
     with torch.no_grad():
-        one.value_head.bias.fill_(float("nan"))
-    with pytest.raises(TrainingStopped, match="not finite at update 1"):
+        policy.model.get_input_embeddings().weight[policy.encode(word)[0]] = torch.nan
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_step_and_the_remedy(tmp_path):
+    one = trainer(MANY, **{**RUN, "curriculum": False, "batch": 8})
+    without_number(one.policy, "o2")  # which the failures alone have come to, at their third step
+    lost = "|".join(trajectory.id for trajectory in MANY[3:])
+    told = (
+        rf"not finite at update \d; trajectory ({lost}), step 2 \(log-probability nan, .*, return 0, value nan\): "
+        "the model gives no number there: lower train.learning_rate, or start from another checkpoint"
+    )
+    with pytest.raises(TrainingStopped, match=told):
+        one.run(tmp_path, silent)
+
+
+@pytest.mark.parametrize(
+    ("reward", "remedy"),
+    [
+        (torch.inf, "mend the rewards and log-probabilities of that trajectory"),
+        (1e38, "lower train.learning_rate, or look"),
+    ],
+)
+def test_a_reward_beyond_all_numbers_is_named(tmp_path, reward, remedy):
+    wild = replace(WON, id="wild", steps=(WON.steps[0], replace(WON.steps[1], reward=reward)))
+    one = trainer([*MANY, wild], **{**RUN, "baseline": "none", "objective": "symmetric", "value": 0.5})
+    with pytest.raises(TrainingStopped, match=rf"at update \d+; trajectory wild, step [01] .*: {remedy}"):
+        one.run(tmp_path, silent)
+
+
+def test_the_update_that_broke_is_told_from_its_neighbours_and_changes_no_weight(tmp_path):
+    options = {**RUN, "updates": 300, "curriculum": False, "batch": 8}  # three to a point of the curve
+    one = trainer(MANY[3:], **options)
+    one.update()
+    one.done = 1
+    kept = one.policy.model.lm_head.weight.clone()
+    assert kept.isfinite().all()
+    without_number(one.policy, "o2")
+    again = trainer(MANY[3:], **options)
+    again.restore(one.state())  # what is noted outlasts a kill
+    assert len(again.suspects) == 1
+    with pytest.raises(TrainingStopped, match=r"stopped at update 3 .* not finite at update 2; trajectory .*, step 2 "):
+        again.run(tmp_path, silent)
+    assert torch.equal(again.policy.model.lm_head.weight, kept)
+
+
+def test_a_step_kept_aside_that_has_no_number_is_named(tmp_path):
+    apart = replace(ASIDE[1], id="apart", steps=(ASIDE[1].steps[0], replace(ASIDE[1].steps[1], observation="o2")))
+    won = [one for one in MANY if one.outcome is Outcome.SUCCESS]  # never come to o2
+    one = trainer([*won, ASIDE[0], apart], **RUN)
+    without_number(one.policy, "o2")
+    told = "for trajectory apart, step 1, which is kept aside to choose checkpoints, at update 5: lower train.learning"
+    with pytest.raises(TrainingStopped, match=told):
         one.run(tmp_path, silent)
 
 

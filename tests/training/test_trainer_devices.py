@@ -8,6 +8,7 @@ from test_trainer import ASIDE, MANY, RUN, catalogue, silent, trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retroformer.errors import TrainingStopped
+from retroformer.policies import batch
 from retroformer.policies.adapters import adapt
 from retroformer.policies.devices import Choice
 from retroformer.training.trainer import Trainer, new_value_head
@@ -29,6 +30,25 @@ class Transfers(TorchDispatchMode):
         if name.split(".")[0] in self.WAITS:
             self.seen.append(name)
         return function(*args, **(kwargs or {}))
+
+
+class Crossings(TorchDispatchMode):
+    """What is copied from the host to another device, and whether from pinned memory and without waiting."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.pinned, self.seen = [], []
+        real = torch.tensor
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: self.pinned.append(tensor) or tensor)
+        monkeypatch.setattr(torch, "tensor", lambda *args, **kwargs: real(*args, **kwargs).to(kwargs.get("device")))
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        there = kwargs.get("device")
+        if there is not None and args and isinstance(args[0], torch.Tensor) and args[0].device != torch.device(there):
+            pinned = any(args[0] is one for one in self.pinned)
+            self.seen.append((str(function), kwargs.get("non_blocking", False) and pinned))
+        return function(*args, **kwargs)
 
 
 def on(device, choice=None, rank=0, trajectories=MANY, **options):
@@ -54,6 +74,18 @@ def test_an_update_is_on_the_models_device_alone_and_waits_for_nothing(monkeypat
         one.update()
     assert one.recent[-1].device.type == "meta"
     assert all(parameter.device.type == "meta" for parameter in one.parameters)
+
+
+def test_what_an_update_copies_to_the_device_is_pinned_and_not_waited_for(monkeypatch):
+    real = torch.optim.AdamW
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *args, fused, **options: real(*args, capturable=False, **options))
+    one = on("meta", Choice("cpu"))
+    # The meta device stands for a GPU: what is copied to it is seen, though it has no memory of its own.
+    monkeypatch.setattr(batch, "PINNED", ("meta",))
+    with Crossings(monkeypatch) as crossings:
+        one.update()
+    assert len(crossings.seen) > 12
+    assert [name for name, free in crossings.seen if not free] == []
 
 
 def test_an_update_asks_the_device_for_no_value():

@@ -17,6 +17,17 @@ WIDTH = 128
 """Branch tokens that are queries together; fewer see less that is not theirs, more are fewer calls."""
 
 
+PINNED = ("cuda",)
+"""Devices that copy from pinned memory while the host goes on."""
+
+
+def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor`, which the host made, on a device, for which the host does not wait."""
+    if device.type in PINNED:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TreeBatch:
     """B windows, T steps, A actions, L columns of tokens, N places scored."""
@@ -53,11 +64,11 @@ class TreeBatch:
         return b, t, a
 
     def to(self, device: torch.device) -> TreeBatch:
-        """The same on another device."""
+        """The same on another device; see `moved`."""
         held: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
-        moved = {name: value.to(device) for name, value in held.items() if isinstance(value, torch.Tensor)}
-        chunks = tuple(replace(one, visible_bqk=one.visible_bqk.to(device)) for one in self.branches)
-        return replace(self, **moved, branches=chunks)
+        there = {name: moved(value, device) for name, value in held.items() if isinstance(value, torch.Tensor)}
+        chunks = tuple(replace(one, visible_bqk=moved(one.visible_bqk, device)) for one in self.branches)
+        return replace(self, **there, branches=chunks)
 
 
 @dataclass(slots=True)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
+from retroformer.policies.batch import moved
+
 ROOM = 64
 """Least tokens that there is room for."""
 
@@ -35,9 +37,9 @@ class SlotCache(Cache):
     def begin(self, slots: Sequence[int], width: int, device: torch.device) -> int:
         """Announce a forward of `width` tokens of these slots, appended at each one's end; returns how many keys it
         sees."""
-        rows = torch.tensor(slots, device=device)
+        rows = moved(torch.tensor(slots), device)
         ends = self.lengths[slots]
-        self._at = (rows[:, None], torch.from_numpy(ends[:, None] + np.arange(width)).to(device))
+        self._at = (rows[:, None], moved(torch.from_numpy(ends[:, None] + np.arange(width)), device))
         # Rows that lie side by side, in their order, are a part of the store itself; of others a copy must be made.
         beside = list(slots) == list(range(slots[0], slots[0] + len(slots)))
         self._rows = slice(slots[0], slots[0] + len(slots)) if beside else rows

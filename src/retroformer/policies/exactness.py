@@ -17,10 +17,10 @@ from retroformer.policies.reading import Question, probabilities
 from retroformer.policies.tree import Tokens, Window, grow
 
 TOLERANCE, REDUCED = 1e-4, 0.5
-"""Nats that scores may differ by, in fp32 and in a lower precision: above what rounding explains, below what a wrong mask
-gives. Measured over Llama, Qwen2, Qwen3 and GPT-2 of random weights, up to 12 layers: 8e-5 and .27."""
+"""Nats that scores may differ by, in fp32 and in a lower precision: above what rounding explains, below what a wrong
+mask gives. Measured over Llama, Qwen2, Qwen3 and GPT-2 of random weights, up to 12 layers: 8e-5 and .27."""
 RELATIVE = 1e-5
-"""Of a score, what is added to that: fp32 rounds logits in proportion to their size, and a score of -100 comes of logits
+"""Of a score, where that is more: fp32 rounds logits in proportion to their size, and a score of -100 comes of logits
 as large."""
 PREFIXES = 8
 """Texts whose next token is compared with and without what follows."""
@@ -74,9 +74,9 @@ def settle(policy: LanguageModelPolicy, source: str) -> str | None:
         raise PolicyError(f"{source}: the model cannot be scored: {error}") from error
     if not moved < allowed:
         raise PolicyError(
-            f"{source}: what it says after a text differs by {moved:.2g} nats, more than {allowed:g}, with what follows "
-            "the text: its attention looks ahead, or chooses among keys that tie (sparse attention with few index heads "
-            "does); acting and training would be two policies, so it cannot be used: choose a causal language model"
+            f"{source}: what it says after a text differs by {moved:.2g} nats, more than {allowed:g}, with what "
+            "follows the text: its attention looks ahead, or chooses among keys that tie; acting and training would be "
+            "two policies, so it cannot be used: choose a causal language model"
         )
     differences: dict[Method, float] = {}
     for method in ways(policy):
@@ -98,13 +98,13 @@ def settle(policy: LanguageModelPolicy, source: str) -> str | None:
     if policy.method == "sequences":
         off = f"off by {differences['mask']:.2g} nats; " if differences.get("mask", torch.inf) < torch.inf else ""
         notes.append(
-            f"{source}: the model does not heed a mask over branches ({off}sliding windows or ALiBi do that, and scales "
-            "by a token's column), so every action is scored by a sequence of its own: exact, and many times slower"
+            f"{source}: the model does not heed a mask over branches ({off}sliding windows, ALiBi and the like do "
+            "that), so every action is scored by a sequence of its own: exact, and many times slower"
         )
     elif policy.method == "mask":
         notes.append(
-            f"{source}: the model takes its attention from elsewhere ({policy.own_attention}), so a dense mask over all "
-            "pairs of tokens is made for it: exact, and slower and larger for long histories"
+            f"{source}: the model takes its attention from elsewhere ({policy.own_attention}), so a dense mask over "
+            "all pairs of tokens is made for it: exact, and slower and larger for long histories"
         )
     return "\n".join(notes) or None
 
@@ -144,7 +144,8 @@ def off(plain: torch.Tensor, found: torch.Tensor) -> float:
 
 @torch.no_grad()
 def causal_error(policy: LanguageModelPolicy, longest: int = 3) -> float:
-    """Largest difference, in nats, between what the bare model says after texts and what it says there with more behind.
+    """Largest difference, in nats, between what the bare model says after texts and what it says there with more
+    behind.
 
     Over all next tokens, after some beginnings of a random text of BEHIND tokens, or twice `longest`.
     """

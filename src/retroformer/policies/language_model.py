@@ -167,7 +167,9 @@ class LanguageModelPolicy:
         self, hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor, temperature: torch.Tensor | float = 1.0
     ) -> torch.Tensor:
         """log p(token) in nats, [E], in the softmax over the vocabulary of logits / `temperature` (a number or [E])."""
-        divisor = torch.as_tensor(temperature, device=hidden_nd.device).expand(len(token))
+        if not isinstance(temperature, torch.Tensor):
+            temperature = torch.full((), temperature, device=hidden_nd.device)  # filled there, not copied
+        divisor = temperature.expand(len(token))
 
         def part(hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor, divisor: torch.Tensor):
             logits = self.logits(hidden_nd[place]) / divisor[:, None]

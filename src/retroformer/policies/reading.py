@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from retroformer.policies.attention import additive
+from retroformer.policies.batch import moved
 from retroformer.policies.cache import SlotCache
 from retroformer.policies.tree import Branches, Tokens, Window, grow
 
@@ -121,14 +122,15 @@ class Cached:
         row, inside = ragged(nodes)
         rows = np.concatenate([np.arange(len(slots)), row])
         columns = np.concatenate([ends, ends[row] + 1 + inside])
-        hidden = hidden[torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)]
+        hidden = hidden[moved(torch.from_numpy(rows), device), moved(torch.from_numpy(columns), device)]
         answers: list[np.ndarray] = [np.empty(0)] * len(slots)
         if entries.any():
             of_entry, _ = ragged(entries)
             node = np.concatenate([tree.entry_node for tree in trees])
             place = np.where(node < 0, of_entry, len(slots) + (nodes.cumsum() - nodes)[of_entry] + node)
             token = np.concatenate([tree.entry_token for tree in trees])
-            own = policy.token_logits(hidden, torch.from_numpy(place).to(device), torch.from_numpy(token).to(device))
+            places, tokens = (moved(torch.from_numpy(one), device) for one in (place, token))
+            own = policy.token_logits(hidden, places, tokens)
             answers = np.split(own.cpu().numpy(), entries.cumsum()[:-1])
         open_ended = [i for i, question in enumerate(questions) if not question.actions]
         if open_ended:
@@ -166,9 +168,9 @@ class Cached:
                 ancestor = parent[ancestor]
                 here, ancestor = here[ancestor >= 0], ancestor[ancestor >= 0]
         hidden = policy.states(
-            torch.from_numpy(tokens).to(device),
-            attention_mask=additive(torch.from_numpy(visible).to(device), policy.model.dtype)[:, None],
-            position_ids=torch.from_numpy(positions.clip(max=policy.limit - 1)).to(device),
+            moved(torch.from_numpy(tokens), device),
+            attention_mask=additive(moved(torch.from_numpy(visible), device), policy.model.dtype)[:, None],
+            position_ids=moved(torch.from_numpy(positions.clip(max=policy.limit - 1)), device),
             past_key_values=self.cache,
             use_cache=True,
         )

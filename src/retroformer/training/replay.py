@@ -18,10 +18,11 @@ import torch
 from retroformer.errors import DataError
 from retroformer.objectives.baselines import baselines_of_sums
 from retroformer.objectives.returns import returns_to_go
-from retroformer.policies.batch import TreeBatch
+from retroformer.policies.batch import TreeBatch, moved
 from retroformer.policies.language_model import LanguageModelPolicy
 from retroformer.policies.tree import Window
 from retroformer.training.memory import shape
+from retroformer.training.suspects import REMEDY, breaking, first_broken
 from retroformer.training.windows import WindowStore
 from retroformer.types import Outcome, Trajectory
 
@@ -55,6 +56,8 @@ class Minibatch:
     temperature_b: torch.Tensor
     weights_b: torch.Tensor
     """Inverse sampling probability of the window's trajectory, up to a factor."""
+    windows: list[tuple[str, int]]
+    """Of each window its trajectory's id and its first step."""
 
 
 def stacked(parts: list[torch.Tensor], fill: float = 0) -> torch.Tensor:
@@ -160,6 +163,7 @@ class Replay:
         of_step = torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
         rows = sorted(of_step[silent].unique().tolist(), key=lambda row: self.windows.lengths[row])
         fitted.model.eval()
+        ids = list(self.place)
         while rows:
             # From the longest down, so that what does not fit into memory shows at once.
             size = max(1, ESTIMATED_TOKENS // max(1, self.windows.lengths[rows[-1]]))
@@ -174,6 +178,15 @@ class Replay:
             places = self._places(owners, first, mask_bt.shape[1])[0][mask_bt]
             missing = silent[places]
             self.behaviour[places[missing]] = chosen_bt[mask_bt][missing]
+            named = [(ids[window.trajectory], window.first_step) for window in windows]
+            if broken := first_broken(torch.where(mask_bt, chosen_bt, 0.0), named, self.breaking(fitted)):
+                raise DataError(f"{broken}, of the policy fitted to the log that stands in for the behaviour: {REMEDY}")
+
+    def breaking(self, policy: LanguageModelPolicy) -> Callable[[str, int], int | None]:
+        """`suspects.breaking` of the window of a trajectory that begins at a step."""
+        return lambda id, first: next(
+            breaking(policy, window) for window in self.windows[self.place[id]] if window.first_step == first
+        )
 
     def tokens(self, id: str) -> int:
         """Length of a trajectory in tokens."""
@@ -183,10 +196,12 @@ class Replay:
         """The windows of these trajectories, padded to one shape; `split` parts what memory cannot hold at once."""
         chosen: list[Window] = []
         of_window: list[float] = []
+        named: list[tuple[str, int]] = []
         for id, weight in zip(ids, weights, strict=True):
             own = self.windows[self.place[id]]
             chosen.extend(own)
             of_window.extend([weight] * len(own))
+            named.extend((id, window.first_step) for window in own)
         trees = [self.policy.collate(part) for part in split(chosen)]
         mask_bt, chosen_bt, action_mask_bta = (
             stacked([getattr(tree, name) for tree in trees]) for name in ("mask_bt", "chosen_bt", "action_mask_bta")
@@ -203,13 +218,14 @@ class Replay:
             chosen_bt=chosen_bt,
             action_mask_bta=action_mask_bta,
             generated_bt=generated_bt,
-            returns_bt=torch.where(there_bt, self.returns[places_bt], 0.0).to(device),
-            behaviour_logprobs_bt=torch.where(there_bt, self.behaviour[places_bt], torch.nan).to(device),
-            baselines_bt=self.baseline[rows][:, None].expand(w, t).to(device),
-            task_baselines_bt=self.task_baseline[rows][:, None].expand(w, t).to(device),
-            success_b=self.success[rows].to(device),
-            temperature_b=self.temperature[rows].to(device),
-            weights_b=torch.tensor(of_window, device=device),
+            returns_bt=moved(torch.where(there_bt, self.returns[places_bt], 0.0), device),
+            behaviour_logprobs_bt=moved(torch.where(there_bt, self.behaviour[places_bt], torch.nan), device),
+            baselines_bt=moved(self.baseline[rows], device)[:, None].expand(w, t),
+            task_baselines_bt=moved(self.task_baseline[rows], device)[:, None].expand(w, t),
+            success_b=moved(self.success[rows], device),
+            temperature_b=moved(self.temperature[rows], device),
+            weights_b=moved(torch.tensor(of_window), device),
+            windows=named,
         )
 
     def per_task(self, ids: Iterable[str]) -> dict[str, float]:

@@ -38,6 +38,7 @@ from retroformer.policies.language_model import LanguageModelPolicy
 from retroformer.policies.tree import Window
 from retroformer.training.memory import allowed, checkpoint_layers, measure
 from retroformer.training.replay import Minibatch, Replay, stacked
+from retroformer.training.suspects import REMEDY, accusation, first_broken, suspect
 
 BUCKET = 16
 """Batches drawn together and sorted by length, so that padding is small."""
@@ -104,6 +105,8 @@ class Trainer:
         self.done = 0
         self.queue: list[list[str]] = []
         self.recent: list[torch.Tensor] = []
+        self.suspects: list[tuple[torch.Tensor, list[tuple[str, int]], int]] = []
+        """Of each recent update what `suspect` noted, the batch's windows and its steps."""
         self.curve: list[dict[str, float | None]] = []
         self.checkpoints: list[dict[str, float]] = []
         self.top: dict[str, Any] | None = None
@@ -195,6 +198,8 @@ class Trainer:
         else:
             self._backward_in_parts(batch, *torch.autograd.grad(loss, (logprobs_bta, values_bt)))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        if self.optimizer.defaults["fused"]:  # which then leaves the weights as they are, and nobody waits to know
+            self.optimizer.found_inf = (~norm.isfinite()).float()
         self.optimizer.step()
         with torch.no_grad():
             known = mask & ~batch.behaviour_logprobs_bt.isnan()
@@ -208,6 +213,7 @@ class Trainer:
             spread = spread + torch.where(choices_bta.any(), 0.0, torch.nan)
             row = (loss, policy_loss, miss, spread, kl + silent, ess + silent, clipped + silent, norm, agreement)
             self.recent.append(torch.stack([value.detach() for value in row]))
+            self.suspects.append((suspect(batch, logprobs_bt, advantages_bt, values_bt), batch.windows, mask.shape[1]))
             self.last = batch
 
     def forward(self, batch: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -266,7 +272,7 @@ class Trainer:
     def _record(self) -> None:
         """One point of the curve: the means since the last; admit the next tier, or stop a bad update."""
         recent = torch.stack(self.recent)
-        self.recent = []
+        suspects, self.recent, self.suspects = self.suspects, [], []
         row: dict[str, Any] = dict(zip(COLUMNS, recent.mean(0).tolist(), strict=True))
         finite_n = recent[:, [name not in MAY_LACK for name in COLUMNS]].isfinite().all(1).tolist()
         known = dict(zip(COLUMNS, recent.nanmean(0).tolist(), strict=True))
@@ -281,10 +287,11 @@ class Trainer:
         config = self.config
         kl, whose = (row["kl_reference"], "start") if row["kl"] is None else (row["kl"], "behaviour")
         if not all(finite_n):
-            first = self.done - len(finite_n) + 1 + finite_n.index(False)
+            first = finite_n.index(False)
+            noted, windows, width = suspects[first]
             self.stopped = (
-                f"the loss or its gradient is not finite at update {first}: lower train.learning_rate, or look for "
-                "extreme rewards or log-probabilities in the history"
+                f"the loss or its gradient is not finite at update {self.done - len(finite_n) + 1 + first}; "
+                + accusation(noted.tolist(), windows, width, self.replay.breaking(self.policy))
             )
         elif kl is not None and kl > config.max_kl:
             self.stopped = f"KL to the {whose} is {kl:.2f} nats a step at update {self.done}, limit {config.max_kl}"
@@ -341,9 +348,11 @@ class Trainer:
         ids = sorted(self.kept_aside, key=lambda id: (self.replay.tokens(id), id))
         size, longest = 4 * self.config.batch, self.replay.longest
         parts: list[list[torch.Tensor]] = [[], [], [], [], []]
+        windows: list[tuple[str, int]] = []
         for some in (ids[at : at + size] for at in range(0, len(ids), size)):
             batch = self.replay.minibatch(some, [1.0] * len(some), self._split)
             mask = batch.mask_bt
+            windows += batch.windows
             logprobs_bta, _ = self.forward(batch)
             logprobs_bt = logprobs_bta.gather(-1, batch.chosen_bt[..., None])[..., 0].masked_fill(~mask, 0.0)
             known = mask & ~batch.behaviour_logprobs_bt.isnan()
@@ -353,6 +362,10 @@ class Trainer:
             for part, tensor in zip(parts, (logprobs_bt, behaviour_bt, advantages_bt, known, good), strict=True):
                 part.append(torch.nn.functional.pad(tensor, (0, longest - tensor.shape[1])))
         logprobs_bt, behaviour_bt, advantages_bt, known, good = (torch.cat(part) for part in parts)
+        if broken := first_broken(logprobs_bt, windows, self.replay.breaking(self.policy)):
+            raise TrainingStopped(
+                f"{broken}, which is kept aside to choose checkpoints, at update {self.done}: {REMEDY}"
+            )
         if bool(known.any()):
             estimate, influence = weights.surrogate_advantage(logprobs_bt, behaviour_bt, advantages_bt, known)
             return float(estimate), influence.cpu()
@@ -380,6 +393,7 @@ class Trainer:
             "done": self.done,
             "queue": self.queue,
             "recent": self.recent,
+            "suspects": self.suspects,
             "curve": self.curve,
             "checkpoints": self.checkpoints,
             "top": self.top,
@@ -395,7 +409,18 @@ class Trainer:
         self.sampler.restore(state["sampler"])
         self.pacing = Pacing(**state["pacing"])
         self._allow(state["budget"])
-        for name in ("most_parts", "done", "queue", "recent", "curve", "checkpoints", "top", "best", "stopped"):
+        for name in (
+            "most_parts",
+            "done",
+            "queue",
+            "recent",
+            "suspects",
+            "curve",
+            "checkpoints",
+            "top",
+            "best",
+            "stopped",
+        ):
             setattr(self, name, state[name])
 
 
