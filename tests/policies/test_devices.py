@@ -1,12 +1,19 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from retroformer.policies import devices
+from retroformer.policies.agent import Decision
 from retroformer.policies.devices import RECORD, SMALL, Choice, choose, probe
+from retroformer.policies.layout import Layout
+from retroformer.policies.text import TextActions
+from retroformer.types import Step
 from tiny import FAMILIES, tiny_policy, told
 
+CHOICE, TEXT = 0.02, 0.2
+"""Nats by which acting and training may differ in bf16: of one choice, of one text of up to 16 tokens."""
 SEEN = told([("w1", ("w2", "w3 w4 w5"), 0), ("w6", ("w2", "w3 w4"), 1)])
 
 
@@ -83,11 +90,48 @@ def test_a_forward_in_bf16_scores_as_fp32_does_up_to_its_rounding(family):
         with Choice("cpu", "bfloat16").autocast():
             mixed = policy.score(batch)
         held = Choice("cpu", "bfloat16").act(policy).score(policy.collate(policy.windows(SEEN)))
-    assert policy.model.dtype == torch.bfloat16
+    types = {name: one.dtype for name, one in policy.model.named_parameters()}
+    assert {types[name] for name in types if "embed" in name or "wte" in name or "norm" in name} == {torch.float32}
+    if family != "gpt2":  # whose layers are no linear ones
+        assert {types[name] for name in types if "proj" in name} == {torch.bfloat16}
     for rounded in (mixed, held):
         assert rounded.dtype == torch.float32
         assert not torch.equal(rounded, exact)
         torch.testing.assert_close(rounded, exact, atol=0.2, rtol=0.05)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bf16_acting_and_training_are_one_policy_up_to_what_products_of_other_shapes_round(family):
+    half = Choice("cpu", "bfloat16")
+    trains, acts = tiny_policy(family), half.act(tiny_policy(family))
+    for policy in (trains, acts):
+        policy.layout = Layout(action="{action} w11")
+        policy.text = TextActions(policy.tokenizer, policy.layout, policy.encode)
+    agent, gaps = acts.agent(1), {"choice": 0.0, "text": 0.0}
+    for mode, admissible in (("choice", ("w2", "w3 w4 w5", "w3 w4 w6", "w7 w8")), ("text", None)):
+        for seed in range(8):
+            decision = Decision(0, 0, "w0 w1", f"w{seed} w3 w9", admissible, (seed + 0.5) / 8)
+            (choice,) = agent.act([decision])
+            step = Step(decision.observation, choice.action, 0.0, admissible, choice.token_ids)
+            trajectory = replace(SEEN, steps=(step,))
+            with torch.no_grad(), half.autocast():
+                batch = trains.collate(trains.windows(trajectory))
+                found = trains.score(batch)[0, 0, batch.chosen_bt[0, 0]]
+            gaps[mode] = max(gaps[mode], abs(float(found) - choice.logprob))
+    assert 0.0 < gaps["choice"] + gaps["text"]
+    assert gaps["choice"] < CHOICE
+    assert gaps["text"] < TEXT
+
+
+def test_logits_are_fp32_in_bf16_too():
+    policy = tiny_policy("llama")
+    hidden = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), Choice("cpu", "bfloat16").autocast():
+        logits = policy.logits(hidden)
+        each = policy.token_logits(hidden, torch.arange(3), torch.tensor([1, 5, 7]))
+    weight = policy.model.lm_head.weight.to(torch.bfloat16).float()
+    torch.testing.assert_close(logits, hidden @ weight.T, atol=1e-5, rtol=0)
+    torch.testing.assert_close(each, logits[[0, 1, 2], [1, 5, 7]], atol=1e-5, rtol=0)
 
 
 def test_fp32_is_left_alone():

@@ -223,7 +223,7 @@ def test_sparse_attention_is_trusted_for_as_many_tokens_as_it_chooses_keys():
 def test_sparse_attention_that_chooses_few_keys_is_refused_as_what_follows_a_text_changes_what_it_says():
     policy = sparse(4)
     assert causal_error(policy) > 0.1
-    with pytest.raises(PolicyError, match="m: its sparse attention chooses 4 keys, .* choose another model"):
+    with pytest.raises(PolicyError, match=r"m: its sparse attention chooses 4 keys, .* choose another model"):
         settle(policy, "m")
 
 
@@ -237,7 +237,7 @@ def test_a_model_that_looks_ahead_is_refused_as_such(monkeypatch):
         return output
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", ahead)
-    with pytest.raises(PolicyError, match="m: what it says after a text differs by .* nats, .* with what follows"):
+    with pytest.raises(PolicyError, match=r"m: what it says after a text differs by .* nats, .* with what follows"):
         settle(policy, "m")
 
 

@@ -353,7 +353,7 @@ def test_a_step_kept_aside_that_has_no_number_is_named(tmp_path):
     won = [one for one in MANY if one.outcome is Outcome.SUCCESS]  # never come to o2
     one = trainer([*won, ASIDE[0], apart], **RUN)
     without_number(one.policy, "o2")
-    told = "for trajectory apart, step 1, which is kept aside to choose checkpoints, at update 5: lower train.learning"
+    told = "for trajectory apart, step 1, kept aside to choose checkpoints, at update 5: lower train.learning"
     with pytest.raises(TrainingStopped, match=told):
         one.run(tmp_path, silent)
 

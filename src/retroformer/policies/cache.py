@@ -14,6 +14,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from retroformer.policies.batch import moved
+from retroformer.policies.precision import rounded
 
 ROOM = 64
 """Least tokens that there is room for."""
@@ -50,7 +51,9 @@ class SlotCache(Cache):
         return self._span
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs):  # noqa: D102
-        return self._append(self.keys, layer_idx, key_states), self._append(self.values, layer_idx, value_states)
+        # Rounded as attention would round them each time anew.
+        keys, values = rounded(key_states), rounded(value_states)
+        return self._append(self.keys, layer_idx, keys), self._append(self.values, layer_idx, values)
 
     def _append(self, stores: list[torch.Tensor], layer: int, new: torch.Tensor) -> torch.Tensor:
         """Write states [R, heads, tokens, width] behind the rows' ends; all that the rows hold."""

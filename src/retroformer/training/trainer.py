@@ -364,7 +364,7 @@ class Trainer:
         logprobs_bt, behaviour_bt, advantages_bt, known, good = (torch.cat(part) for part in parts)
         if broken := first_broken(logprobs_bt, windows, self.replay.breaking(self.policy)):
             raise TrainingStopped(
-                f"{broken}, which is kept aside to choose checkpoints, at update {self.done}: {REMEDY}"
+                f"{broken}, kept aside to choose checkpoints, at update {self.done}: {REMEDY}"
             )
         if bool(known.any()):
             estimate, influence = weights.surrogate_advantage(logprobs_bt, behaviour_bt, advantages_bt, known)
