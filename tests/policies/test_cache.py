@@ -151,7 +151,7 @@ def test_an_unknown_word_is_read_as_one_and_does_not_crash():
     ("observation", "actions", "message"),
     [
         ("w5 " * 70, ("w0", "w1"), "window has 64"),
-        ("w5", ("w0", "w0 w1"), "begins with the tokens of action 0"),
+        ("w5", ("w0", "w0 w1"), "begins with the tokens of action 0 ('w0')"),
     ],
 )
 def test_what_cannot_be_scored_is_told_and_the_others_are_not_touched(observation, actions, message):

@@ -151,9 +151,9 @@ def test_what_cannot_be_cached_acts_as_it_trains(family):
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
-        ((), "step 0: it has no admissible action: leave out steps"),
-        (("w0", ""), "step 0: admissible action 1 has no tokens: give it a text"),
-        (("w0", "w0"), "step 0: admissible action 1 has the tokens of action 0: name them differently"),
+        ((), "step 0: no action is admissible: end the episode there, or leave out steps"),
+        (("w0", ""), "step 0: admissible action 1 ('') has no tokens: give it a text"),
+        (("w0", "w0"), "step 0: admissible action 1 ('w0') is action 0 once more: list every action once"),
     ],
 )
 def test_actions_that_cannot_be_chosen_end_their_episode_with_the_step_and_the_remedy(actions, message):

@@ -177,11 +177,20 @@ def test_actions_that_begin_alike_share_their_nodes():
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
-        (("w0", "w0 w1"), "action 1 begins with the tokens of action 0: end layout.action in a terminator"),
-        (("w0 w1", "w2", "w0"), "action 0 begins with the tokens of action 2: end layout.action in a terminator"),
-        (("w0 w1", "w0 w1"), "action 1 has the tokens of action 0: name them differently"),
-        (("w0", " "), "action 1 has no tokens: give it a text"),
-        (("nonsense", "gibberish"), "action 1 has the tokens of action 0: name them differently"),
+        (
+            ("w0", "w0 w1"),
+            "action 1 .'w0 w1'. begins with the tokens of action 0 .'w0'.: end layout",
+        ),
+        (
+            ("w0 w1", "w2", "w0"),
+            "action 0 .'w0 w1'. begins with the tokens of action 2 .'w0'.: end layout",
+        ),
+        (("w0 w1", "w0 w1"), "action 1 .'w0 w1'. is action 0 once more: list every action once"),
+        (("w0", " "), "action 1 .' '. has no tokens: give it a text"),
+        (
+            ("nonsense", "gibberish"),
+            "action 1 .'gibberish'. has the tokens of action 0 .'nonsense'.: name them",
+        ),
     ],
 )
 def test_actions_that_cannot_be_told_apart_are_refused_with_trajectory_and_step(actions, message):
@@ -192,7 +201,11 @@ def test_actions_that_cannot_be_told_apart_are_refused_with_trajectory_and_step(
 def test_a_step_whose_action_is_not_admissible_or_that_has_none_is_refused():
     sound = told([("w5", ("w0", "w1"), 0)])
     for step, message in (
-        (replace(sound.steps[0], action="w9"), "step 0: the action 'w9' is not among the admissible ones"),
+        (
+            replace(sound.steps[0], admissible_actions=()),
+            "trajectory t1, step 0: no action is admissible: end the episode",
+        ),
+        (replace(sound.steps[0], action="w9"), "step 0: the action 'w9' is not among the 2 admissible ones: add it"),
         (
             replace(sound.steps[0], admissible_actions=None),
             "step 0: its action is to be generated, and layout.action = .* has no end",

@@ -101,7 +101,7 @@ class LanguageModelAgent:
         """The decision with its actions in tokens; its observation is part of the slot's transcript from now on."""
         encode, layout = self.policy.encode, self.policy.layout
         actions = tuple(encode(*layout.piece("action", action)) for action in decision.admissible_actions or ())
-        tell_apart(actions)
+        tell_apart(actions, decision.admissible_actions or ())
         self._observe(decision, max(map(len, actions)))
         return decision, actions
 

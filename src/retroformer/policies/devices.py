@@ -1,8 +1,8 @@
 """Where a model runs, in which precision and on how many threads: probed once, written down, and the same thereafter.
 
 Weights that are trained stay in fp32, since an update is smaller than what bf16 can add to a weight; the products of
-a forward are in `Choice.dtype`. A policy that only acts computes the same way, so that it is the policy that trains: its
-linear layers, which are most of it, are held in that type, and what runs between them stays fp32 as it is in training.
+a forward are in `Choice.dtype`. A policy that only acts computes the same way, so that it is the policy that trains:
+its linear layers, which are most of it, are held in that type, and what runs between them stays fp32.
 
 What is left between acting and training in bf16 is the rounding of products of other shapes. Measured on a CPU with
 Llama, Qwen2 and GPT-2 of random weights (width 64, 4 layers, vocabulary 512, 16 choices of 5 actions and 16 texts of up

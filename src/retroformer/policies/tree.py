@@ -99,28 +99,40 @@ def grow(actions: tuple[Tokens, ...]) -> Branches:
     return Branches.of(actions, nodes, entries)
 
 
-def tell_apart(actions: tuple[Tokens, ...]) -> None:
-    """Raise PolicyError where the tokens of an action are none, or those of another or its beginning."""
+def tell_apart(actions: tuple[Tokens, ...], texts: Sequence[str] = ()) -> None:
+    """Raise PolicyError where the tokens of an action are none, or those of another or its beginning.
+
+    `texts`: how the actions read, for the message.
+    """
     if not actions:
-        raise PolicyError("it has no admissible action: leave out steps at which nothing can be chosen")
+        raise PolicyError(
+            "no action is admissible: end the episode there, or leave out steps at which nothing is chosen"
+        )
+
+    def named(index: int) -> str:
+        return f"{index} ({texts[index]!r:.80})" if texts else str(index)
+
     for index, tokens in enumerate(actions):
         if not tokens:
             raise PolicyError(
-                f"admissible action {index} has no tokens: give it a text, or one that the tokenizer knows"
+                f"admissible action {named(index)} has no tokens: give it a text, or one that the tokenizer knows"
             )
     # Sorted, an action stands right before those that it begins.
     order = sorted(range(len(actions)), key=actions.__getitem__)
     for one, other in pairwise(order):
-        if actions[one] == actions[other][: len(actions[one])]:
-            same = len(actions[one]) == len(actions[other])
-            raise PolicyError(
-                f"admissible action {other} {'has' if same else 'begins with'} the tokens of action {one}: "
-                + (
-                    "name them differently, in words that the tokenizer knows"
-                    if same
-                    else "end layout.action in a terminator, such as a newline"
-                )
+        if actions[one] != actions[other][: len(actions[one])]:
+            continue
+        if texts and texts[one] == texts[other]:
+            raise PolicyError(f"admissible action {named(other)} is action {one} once more: list every action once")
+        same = len(actions[one]) == len(actions[other])
+        raise PolicyError(
+            f"admissible action {named(other)} {'has' if same else 'begins with'} the tokens of action {named(one)}: "
+            + (
+                "name them differently, in words that the tokenizer knows"
+                if same
+                else "end layout.action in a terminator, such as a newline"
             )
+        )
 
 
 def alone(actions: tuple[Tokens, ...]) -> Branches:
@@ -183,7 +195,12 @@ def windows(
                 needed = max(room(limit), len(actions[0]))
             else:
                 actions = tuple(encode(*layout.piece("action", action)) for action in step.admissible_actions)
-                needed = max(map(len, actions), default=0)
+                try:
+                    grow(actions)  # which it knows again where the actions are those of another step
+                except PolicyError:
+                    tell_apart(actions, step.admissible_actions)
+                    raise
+                needed = max(map(len, actions))
             before = list(transcript.tokens)
             if transcript.observe(step.observation, needed) and window.roots:
                 window.tokens = before
@@ -192,9 +209,11 @@ def windows(
             chosen = 0
             if step.admissible_actions is not None:
                 if step.action not in step.admissible_actions:
-                    raise PolicyError(f"the action {step.action!r} is not among the admissible ones")
+                    raise PolicyError(
+                        f"the action {step.action!r} is not among the {len(actions)} admissible ones: add it to them, "
+                        "or leave the trajectory out"
+                    )
                 chosen = step.admissible_actions.index(step.action)
-                grow(actions)
         except PolicyError as error:
             raise PolicyError(f"trajectory {trajectory.id}, step {t}: {error}") from None
         if generated:

@@ -83,6 +83,10 @@ def invalid_logprob(trajectory: Trajectory, limits: Limits) -> str | None:
 def inadmissible_action(trajectory: Trajectory, limits: Limits) -> str | None:
     """An action is not among those that the record says were admissible."""
     for t, step in enumerate(trajectory.steps):
+        if step.admissible_actions is not None and not step.admissible_actions:
+            return (
+                f"no action is admissible at step {t}: record null where the action was written, or leave the step out"
+            )
         if step.admissible_actions is not None and step.action not in step.admissible_actions:
             return f"action {step.action!r} at step {t} is none of the {len(step.admissible_actions)} admissible ones"
     return None
@@ -102,9 +106,10 @@ def malformed_choice(trajectory: Trajectory, limits: Limits) -> str | None:
     for t, step in enumerate(trajectory.steps):
         actions = step.admissible_actions or ()
         if not all(action and action.strip() for action in actions):
-            return f"an admissible action at step {t} is null or empty"
+            return f"an admissible action at step {t} is null or empty: give it a text, or leave it out"
         if repeated := [action for action in actions if actions.count(action) > 1]:
-            return f"admissible action {repeated[0]!r} is there {actions.count(repeated[0])} times at step {t}"
+            times = actions.count(repeated[0])
+            return f"admissible action {repeated[0]!r} is there {times} times at step {t}: list it once"
     return None
 
 

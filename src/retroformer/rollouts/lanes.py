@@ -151,7 +151,7 @@ class Lanes:
         if actions is not None:
             actions = sound_actions(actions)
         if not actions and self.choosing[slot]:
-            raise ValueError("info['admissible_actions'] must hold at least one action")
+            raise ValueError("info['admissible_actions'] must hold at least one action: end the episode instead")
         found["said"] = self._ask(self.instances[self.running[slot]], choosing=bool(actions))
         found["observation"], found["admissible"] = observation, actions
 
@@ -218,5 +218,5 @@ def sound_actions(actions: Any) -> tuple[str, ...]:
     texts = tuple(sound(action, "an admissible action") for action in actions)
     if len(set(texts)) < len(texts):
         twice = next(text for text in texts if texts.count(text) > 1)
-        raise ValueError(f"info['admissible_actions'] has {twice!r:.80} twice")
+        raise ValueError(f"info['admissible_actions'] has {twice!r:.80} twice: name every action once")
     return texts

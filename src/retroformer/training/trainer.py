@@ -363,9 +363,7 @@ class Trainer:
                 part.append(torch.nn.functional.pad(tensor, (0, longest - tensor.shape[1])))
         logprobs_bt, behaviour_bt, advantages_bt, known, good = (torch.cat(part) for part in parts)
         if broken := first_broken(logprobs_bt, windows, self.replay.breaking(self.policy)):
-            raise TrainingStopped(
-                f"{broken}, kept aside to choose checkpoints, at update {self.done}: {REMEDY}"
-            )
+            raise TrainingStopped(f"{broken}, kept aside to choose checkpoints, at update {self.done}: {REMEDY}")
         if bool(known.any()):
             estimate, influence = weights.surrogate_advantage(logprobs_bt, behaviour_bt, advantages_bt, known)
             return float(estimate), influence.cpu()
