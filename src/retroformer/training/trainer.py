@@ -199,7 +199,7 @@ class Trainer:
             self._backward_in_parts(batch, *torch.autograd.grad(loss, (logprobs_bta, values_bt)))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         if self.optimizer.defaults["fused"]:  # which then leaves the weights as they are, and nobody waits to know
-            self.optimizer.found_inf = (~norm.isfinite()).float()
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         with torch.no_grad():
             known = mask & ~batch.behaviour_logprobs_bt.isnan()
