@@ -26,7 +26,7 @@ from retroformer.policies.batch import (
     temperatures,
 )
 from retroformer.policies.layout import Layout
-from retroformer.policies.precision import rounded, widened
+from retroformer.policies.precision import rounded, unrounded, widened
 from retroformer.policies.reading import Cached, Plain, Reader
 from retroformer.policies.text import TextActions
 from retroformer.policies.tree import Window, windows
@@ -151,7 +151,7 @@ class LanguageModelPolicy:
             logits = head(hidden_nd)
             return self._finished(logits.to(torch.promote_types(logits.dtype, torch.float32)))
         weight, bias = widened(rounded(head.weight)), None if head.bias is None else widened(head.bias)
-        with torch.autocast(hidden_nd.device.type, enabled=False):
+        with unrounded(hidden_nd.device.type):
             return self._finished(torch.nn.functional.linear(widened(hidden_nd), weight, bias))
 
     def _finished(self, logits: torch.Tensor) -> torch.Tensor:
