@@ -169,7 +169,7 @@ def test_the_tasks_own_step_limit_is_a_failure(log, monkeypatch):
         ("reset", 0, "ConnectionError: no answer"),
         ("number", 0, "TypeError: the observation must be a str, got int"),
         ("untold", 0, "KeyError: 'task'"),
-        ("nothing", 0, r"ValueError: info['admissible_actions'] must hold at least one action: end the episode"),
+        ("nothing", 0, "ValueError: info['admissible_actions'] must hold at least one action: end the episode instead"),
         ("step", 1, "RuntimeError: fell over"),
         ("none", 2, "TypeError: the observation must be a str, got NoneType"),
         ("stuck", 2, r"ValueError: info['admissible_actions'] must hold at least one action: end the episode instead"),
