@@ -43,7 +43,9 @@ def close_three(root: Path, monkeypatch: Any) -> Path:
     from retroformer.policies.checkpoints import build
 
     monkeypatch.setattr(rounds, "dvc", quick_dvc)
+    text = (root / "params.yaml").read_text()
     for number, (verdict, worse) in enumerate(VERDICTS, 1):
+        write_text(root / "params.yaml", re.sub(r"updates: \d+", f"updates: 250{number - 1}", text))
         make_round(root / "data", number, verdict=verdict, worse=worse)
         shutil.rmtree(root / "data/challenger")
         (root / "data/challenger").mkdir()
@@ -51,8 +53,6 @@ def close_three(root: Path, monkeypatch: Any) -> Path:
         policy.save(root / "data/challenger")
         write_text(root / "data/evaluation/episodes.csv", episodes(number))
         rounds.close(root)
-        text = (root / "params.yaml").read_text()
-        write_text(root / "params.yaml", re.sub(r"updates: \d+", f"updates: 250{number}", text))
     return root
 
 

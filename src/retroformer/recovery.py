@@ -105,7 +105,10 @@ def _is_dvc(number: int) -> bool:
     import psutil
 
     try:
-        return any("dvc" in word for word in psutil.Process(number).cmdline())
+        process = psutil.Process(number)
+        if not process.cmdline():
+            time.sleep(0.1)  # one that is just starting has none yet
+        return any("dvc" in word for word in process.cmdline())
     except psutil.NoSuchProcess:
         return False
     except psutil.Error:
