@@ -55,7 +55,10 @@ def read_samples(folder: Path) -> list[Process]:
     """All processes that left samples in a folder."""
     found = []
     for path in sorted(folder.glob("*.jsonl")):
-        first, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        written = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if not written:  # it ended as it began
+            continue
+        first, *lines = written
         process = Process(first["started"], first["words"], forks=first["forks"])
         for line in lines:
             seen = process.bins.setdefault(line["bin"], defaultdict(float))

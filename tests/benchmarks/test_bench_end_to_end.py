@@ -121,6 +121,7 @@ def test_samples_add_up_to_the_life_of_a_process(bench: Any, tmp_path: Path) -> 
         "RETROFORMER_SAMPLES": str(tmp_path),
     }
     subprocess.run([sys.executable, "-c", source], env=environment, check=True)
+    (tmp_path / "ended as it began.jsonl").touch()
     parent, child = sorted(bench("breakdown").read_samples(tmp_path), key=lambda one: one.started)
     lives = [sum(sum(seen.values()) for seen in one.bins.values()) for one in (parent, child)]
     assert 0.9 < lives[0] < 5
