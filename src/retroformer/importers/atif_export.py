@@ -150,7 +150,7 @@ def _told(observation: str, open_calls: list[str]) -> tuple[str, list[dict[str, 
     """What was said, and the results for the open calls; all of it is said where the two cannot be told apart."""
     found = RESULT.findall(observation)
     said = RESULT.sub("", observation).strip("\n")
-    ordered = "\n".join([*(f"<tool_response>\n{one}\n</tool_response>" for one in found), *([said] if said else [])])
+    ordered = "\n".join([*map(write_result, found), *([said] if said else [])])
     if len(found) != len(open_calls) or ordered != observation:
         return observation, []
     return said, [{"source_call_id": id, "content": one} for id, one in zip(open_calls, found, strict=True)]

@@ -13,6 +13,7 @@ import torch
 
 from retroformer.errors import PolicyError
 from retroformer.policies.language_model import LanguageModelPolicy, Method
+from retroformer.policies.precision import widened
 from retroformer.policies.reading import Question, probabilities
 from retroformer.policies.tree import Tokens, Window, grow
 
@@ -158,7 +159,7 @@ def causal_error(policy: LanguageModelPolicy, longest: int = 3) -> float:
 
     def said(length: int) -> torch.Tensor:
         logits = policy.model(input_ids=tokens[:, :length], use_cache=False).logits[0]
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+        return widened(logits).log_softmax(-1)
 
     try:
         whole = said(count)
@@ -210,7 +211,7 @@ def plain_scores(policy: LanguageModelPolicy, prefix: list[int], actions: tuple[
     for action in actions:
         sequence = torch.tensor([[*prefix, *action]], device=policy.model.device)
         logits = policy.model(input_ids=sequence).logits[0, len(prefix) - 1 : -1]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = widened(logits)
         score = logits.new_zeros(())
         for depth, token in enumerate(action):
             rivals = sorted({other[depth] for other in actions if other[:depth] == action[:depth]})

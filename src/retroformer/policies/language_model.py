@@ -148,8 +148,7 @@ class LanguageModelPolicy:
     def _logits(self, hidden_nd: torch.Tensor) -> torch.Tensor:
         head, hidden_nd = self.model.get_output_embeddings(), self._led(hidden_nd)
         if type(head) is not torch.nn.Linear:  # something wrapped around it, which may do anything
-            logits = head(hidden_nd)
-            return self._finished(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+            return self._finished(widened(head(hidden_nd)))
         weight, bias = widened(rounded(head.weight)), None if head.bias is None else widened(head.bias)
         with unrounded(hidden_nd.device.type):
             return self._finished(torch.nn.functional.linear(widened(hidden_nd), weight, bias))
