@@ -101,6 +101,22 @@ def test_a_signal_ends_the_fork_too(served: psutil.Process, tmp_path: Path, numb
     assert not (root / "data/rollouts").exists()
 
 
+def test_an_interrupt_while_workers_are_forked_is_not_lost() -> None:
+    script = """
+import os, signal
+from retroformer import preloaded
+from retroformer.pools import pool
+preloaded.forked = True
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+try:
+    pool(2)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240, check=True)
+    assert told.stdout == "interrupted\n", told.stderr
+
+
 def test_who_asks_and_is_gone_takes_nothing_with_it(served: psutil.Process, tmp_path: Path) -> None:
     for _ in range(5):
         process = start("--version", folder=tmp_path)

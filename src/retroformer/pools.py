@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.util
 import os
+import signal
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from typing import Any
 
@@ -36,6 +37,12 @@ def pool(count: int) -> Executor:
     made = _kept[count] = ProcessPoolExecutor(count, context, initializer=_begin)
     # A fork's end waits for its own children, and those wait for work.
     multiprocessing.util.Finalize(None, end, args=(made,), exitpriority=10)
+    # What is called at a fork swallows the exception of an interrupt that comes then: it is to come afterwards.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        made.submit(os.getpid)  # the first starts all workers
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     return made
 
 
@@ -52,4 +59,5 @@ def end(executor: Any) -> None:
 def _begin() -> None:
     """First in a fork: it ends with its parent, whose fork server is not its own."""
     preloaded.die_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     multiprocessing.forkserver._forkserver.__init__()  # pyright: ignore
