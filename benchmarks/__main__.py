@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from retroformer.errors import RetroformerError
 from retroformer.storage import write_json
@@ -49,9 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except RetroformerError as error:
             parser.error(f"{error}; measure first")
         return
-    import torch
-
-    torch.set_num_threads(1)
     report = importlib.import_module(f"benchmarks.{options.name.replace('-', '_')}").measure(options.quick)
     report.quick = options.quick
     for line in report.skipped:

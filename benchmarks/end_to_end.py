@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from studies.arms import first_pins
+from studies.start import first_pins
 
 from benchmarks.breakdown import BIN, WORK, breakdown, orchestration, read_samples
 from benchmarks.measure import Report

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from studies.arms import first_pins
+from studies.start import first_pins
 
 import retroformer.training.trainer  # noqa: F401 (imported before the clock starts)
 from benchmarks.measure import status

@@ -11,15 +11,16 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 REPS, QUICK_REPS = 7, 3
 LONG_ENOUGH = 0.2
 """CPU seconds that a repetition takes at least, so that what is fast is not noise."""
 CLOCK = "CPU seconds of the process"
+INSTRUCTIONS = ("AVX512F", "AVX2", "AVX", "ASIMD")
+"""What torch's products use where the processor has it, the widest first."""
 MEMORY = (
     "peak resident memory above what the process held before, in MB (10^6 bytes): the variant runs once in a forked "
     "child, whose high-water mark (VmHWM) is reset first; not measured where /proc does not offer this"
@@ -49,19 +50,19 @@ class Report:
 
 def machine() -> dict[str, Any]:
     """What figures depend on besides the code: processor, threads, versions, the load at this moment, the date."""
-    import transformers
-
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    told = [line.partition(":") for line in _lines("/proc/cpuinfo")]
+    said = {name.strip(): text.strip() for name, _, text in reversed(told)}
+    flags = said.get("flags", said.get("Features", "")).split()
     return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "processor": said.get("model name", platform.processor() or platform.machine()),
+        "instructions": next((name for name in INSTRUCTIONS if name.lower() in flags), "not told"),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "load": round(os.getloadavg()[0], 2),
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
     }
 
 
@@ -112,6 +113,8 @@ def interleave(variants: Mapping[str, Run], reps: int, before: Mapping[str, Run]
 
 def peak_megabytes(run: Run) -> float | None:
     """See MEMORY. None where the system does not offer it, or the child failed."""
+    import torch
+
     if not Path("/proc/self/clear_refs").exists():
         return None
     gc.collect()

@@ -1,8 +1,8 @@
 """Close rounds until the asked number is closed: `python flows/improve.py --rounds 2`, from the project's root.
 
 Each stage is one task run around `dvc repro --single-item STAGE`, so the scheduled path is the path of `dvc repro`.
-Prefect's embedded server starts with the flow; nothing else needs to run. Where PREFECT_API_URL names a server, the
-flow reports there.
+A server of Prefect's starts and ends with the flow; nothing else needs to run. Where PREFECT_API_URL names a server,
+the flow reports there.
 
 Runs share the working tree, whoever starts them: a schedule, an event, a person. A lock on it lets one in, and the
 others end in the state Refused before they touch anything.
@@ -11,28 +11,32 @@ others end in the state Refused before they touch anything.
 from __future__ import annotations
 
 import argparse
+import atexit
 import base64
 import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 from uuid import UUID
 
-# Before Prefect is imported. Its server needs up to 20 s on a cold machine and gives up sooner by default; without the
-# other settings it fills the terminal when it stops. Its database stays in the project.
+# Before Prefect is imported. Its server needs up to 20 s on a cold machine and is given up sooner by default; without
+# the other settings it fills the terminal when it stops, and takes longer to start for blocks that no flow here uses.
+# Its database stays in the project.
 for key, value in {
     "PREFECT_HOME": str(Path(".prefect").resolve()),
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
     "DO_NOT_TRACK": "1",
 }.items():
     os.environ.setdefault(key, value)
@@ -42,7 +46,9 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.context import refresh_global_settings_context
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from retroformer.arrivals import begun, nothing_new, take_in, waiting
@@ -76,6 +82,16 @@ from retroformer.__main__ import main
 sys.argv[0] = "retroformer"
 sys.exit(main())
 """
+SERVER = """\
+import socket, sys
+from retroformer.recovery import leave_with
+leave_with(int(sys.argv[1]))
+import uvicorn
+from prefect.server.api.server import create_app
+server = uvicorn.Server(uvicorn.Config(create_app(ephemeral=True, final=True), log_level="critical"))
+server.run([socket.socket(fileno=int(sys.argv[2]))])
+"""
+"""The server that Prefect would start for a flow, without the flow's process importing all of it first."""
 PASSES = re.compile(r"exited with (-\d|1[3-9]\d)|is being blocked by|[Uu]nable to acquire|is locked|is under way")
 """A signal, by itself or as a shell reports it, and a lock that DVC, SQLite or a closing met."""
 
@@ -309,39 +325,69 @@ def shielded(work: Callable[[], int]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda _number, _frame: os.kill(child, signal.SIGINT))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code < 0:  # killed: Prefect's server, of the same group, would stay
-        with suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
+    if code < 0:  # killed, and what it started ends with it
         print("improve: error: the flow was killed; the same command goes on where it stopped", file=sys.stderr)
         return 128 - code
     return code
 
 
+def start_server() -> None:
+    """Let what this process does from now on report to a server of its own, unless one is named.
+
+    Raises TimeoutError where it does not answer in time.
+    """
+    if PREFECT_API_URL.value():
+        return
+    patience = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+    print("improve: Prefect's server starts (some 20 s the first time, then 10)", file=sys.stderr, flush=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        words = [sys.executable, "-c", SERVER, str(os.getpid()), str(listener.fileno())]
+        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0, pass_fds=[listener.fileno()])
+    # Not before: as this process ends, Prefect's threads send what they still hold.
+    atexit.register(stop_server, child)
+    try:
+        # Who connects before it listens waits in the socket's queue, and is told if it ends.
+        urllib.request.urlopen(f"{url}/health", timeout=patience).close()
+    except OSError as error:
+        raise TimeoutError(unanswered(patience)) from error
+    os.environ |= {"PREFECT_API_URL": url, "PREFECT_UI_URL": ""}
+    refresh_global_settings_context()
+
+
+def stop_server(child: subprocess.Popen[bytes]) -> None:
+    """Let the server write what it holds, and end it."""
+    child.terminate()
+    try:
+        child.wait(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+
+
+def unanswered(patience: float) -> str:
+    """Why Prefect's server may not have come up."""
+    return (
+        f"Prefect's server did not answer within {patience:g} s; its database, "
+        f"{os.environ['PREFECT_HOME']}/prefect.db, "
+        "may be locked by another program (another flow, a server of Prefect). Close that or wait: the same command "
+        "goes on, nothing of the rounds is in that database"
+    )
+
+
 def run(rounds: int, commit: bool) -> int:
     """Run the flow and print the table. Returns the exit code."""
     try:
-        with preloaded():  # before Prefect's server starts, which takes as long as the imports
+        with preloaded():  # beside the start of the server, which takes as long as the imports
+            start_server()
             state = improve(rounds, commit, return_state=True)
-    except RuntimeError as error:
-        if "Prefect API server" not in str(error):
-            raise
-        print(f"improve: error: {unanswered()}", file=sys.stderr)
+    except TimeoutError as error:
+        print(f"improve: error: {error}", file=sys.stderr)
         return 2
     if not state.is_completed():
         print(f"improve: error: {state.message}", file=sys.stderr)
         return 2
     show()
     return 0
-
-
-def unanswered() -> str:
-    """Why Prefect's server may not have come up."""
-    seconds, home = (os.environ[f"PREFECT_{key}"] for key in ("SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "HOME"))
-    return (
-        f"Prefect's server did not answer within {seconds} s; its database, {home}/prefect.db, may be locked by "
-        "another program (another flow, a server of Prefect). Close that or wait: the same command goes on, nothing of "
-        "the rounds is in that database"
-    )
 
 
 def main() -> int:

@@ -7,7 +7,6 @@ whose code or parameters changed starts anew.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -27,10 +26,9 @@ from retroformer.stages.curate import curate
 from retroformer.stages.train import train
 from retroformer.storage import TrajectoryWriter, read_json, resume_folder, stream_trajectories, write_json, write_text
 from retroformer.types import Outcome
+from studies.start import FIRST_AGENT, PINS, first_pins
 
 ROOT = Path(".resume/studies")
-PINS = Path("data/champion.json")
-FIRST_AGENT = "scripted:babyai-bot?noise=0.7"
 AGENTS = {
     "babyai": FIRST_AGENT,
     "toy_text": "scripted:expert?noise=0.5",
@@ -86,7 +84,7 @@ def history(seed: int, overrides: tuple[tuple[str, Any], ...]) -> Path:
     sections = [config.collect, config.tasks, config.curate, seed]
     folder = ROOT / resume_folder("history", [], sections).name
     if not (folder / "batches").is_dir():
-        pins = folder / "data/champion.json"
+        pins = folder / PINS
         parts = [collected(folder, seed, config, package) for package in packages_of(config.tasks.train)]
         (folder / "rollouts").mkdir(exist_ok=True)
         with TrajectoryWriter(folder / "rollouts") as writer:
@@ -115,12 +113,6 @@ def collected(folder: Path, seed: int, config: Config, package: str) -> Path:
         subprocess.run([sys.executable, LOGGING[package], *words], check=True, stdout=subprocess.DEVNULL)
     collect(own, config.tasks.model_copy(update={"train": tasks}), seed, champion=pins, logs=logs, out=out)
     return out
-
-
-def first_pins(agent: str = FIRST_AGENT) -> dict[str, Any]:
-    """A lockfile in which no round is closed yet."""
-    digest = hashlib.sha256(agent.encode()).hexdigest()
-    return {"closed_rounds": 0, "champion": {"policy": agent, "hash": digest, "uri": ""}, "train_from": None}
 
 
 def key_of(arm: Arm) -> str:

@@ -35,7 +35,7 @@ from retroformer.preloaded import SERVE, preloaded
 from retroformer.progress import progress
 from retroformer.stages import STAGES
 from retroformer.storage import hash_directory, read_json, resume_folder, write_json
-from studies.arms import first_pins
+from studies.start import first_pins
 
 ROOT = Path(".resume/studies")
 PARTS = (*STAGES, "close")

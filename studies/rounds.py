@@ -13,7 +13,7 @@ from typing import Any
 
 from retroformer.config import load_config
 from retroformer.storage import read_json, resume_folder, write_json, write_text
-from studies.arms import PINS, first_pins
+from studies.start import PINS, first_pins
 
 ROOT = Path(".resume/studies")
 ROUNDS = 4

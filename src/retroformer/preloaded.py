@@ -42,6 +42,8 @@ MODULES = (
     "great_expectations",
     "retroformer.quality.contract",
     "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.model_registry.sqlalchemy_store",
     "retroformer.tracking.mlflow_view",
     "retroformer.evaluation.report",
 )

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from scipy.special import stdtrit
-
 MIN_PAIRS = 2
 """Pairs that a task must have before anything may be decided: fewer have no variance."""
 
@@ -122,6 +120,8 @@ def variance_of_mean(differences: Sequence[float]) -> float:
 
 def quantile(freedom: float, alpha: float) -> float:
     """Two-sided quantile of Student's t."""
+    from scipy.special import stdtrit  # here, as most who import this module need no interval
+
     return float(stdtrit(freedom, 1 - alpha / 2))
 
 
