@@ -346,6 +346,9 @@ def start_server() -> None:
         child = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0, pass_fds=[listener.fileno()])
     # Not before: as this process ends, Prefect's threads send what they still hold.
     atexit.register(stop_server, child)
+    # Nor by way of a proxy, which would look for it elsewhere.
+    direct = filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"))
+    os.environ["no_proxy"] = ",".join(direct)
     try:
         # Who connects before it listens waits in the socket's queue, and is told if it ends.
         urllib.request.urlopen(f"{url}/health", timeout=patience).close()

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psutil
@@ -265,6 +267,40 @@ sys.exit(improve.shielded(lambda: print("at work", flush=True) or time.sleep(600
         assert run.wait(timeout=60) == 130
     finally:
         run.kill()
+
+
+ANSWERS = """
+import http.server, socket, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/api/health" else 404)
+        self.end_headers()
+server = http.server.HTTPServer(("", 0), Handler, bind_and_activate=False)
+server.socket = socket.socket(fileno=int(sys.argv[2]))
+server.serve_forever()
+"""
+
+
+def test_its_own_server_is_asked_directly_and_ends_with_it(tmp_path: Path) -> None:
+    code = f"""
+import os, sys
+sys.path.insert(0, "flows")
+import improve
+from prefect.settings import PREFECT_API_URL
+improve.SERVER = {ANSWERS!r}
+improve.start_server()
+assert PREFECT_API_URL.value() == os.environ["PREFECT_API_URL"]
+print(os.environ["PREFECT_API_URL"], os.environ["no_proxy"])
+"""
+    without = {key: value for key, value in os.environ.items() if not key.lower().endswith(("_proxy", "api_url"))}
+    environment = {"PREFECT_HOME": str(tmp_path), "http_proxy": "http://127.0.0.1:9", "NO_PROXY": "a.host"}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=HERE, env=without | environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    url, direct = done.stdout.split()
+    assert direct == "a.host,127.0.0.1"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", urlsplit(url).port))
 
 
 def test_a_locked_database_of_prefect_is_one_sentence_and_the_same_command_helps(root: Path) -> None:
