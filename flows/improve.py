@@ -135,9 +135,9 @@ def execute(words: list[str], name: str, told: IO[str] | None = None) -> State[A
     return Failed(name="Broken" if broken else "Failed", message=f"{name}: {cause}")
 
 
-def end(child: subprocess.Popen[bytes]) -> None:
-    """Interrupt a command and all that it started; kill what does not leave."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+def end(child: subprocess.Popen[bytes], *numbers: int) -> None:
+    """Send a command and all that it started these signals, by default an interrupt, until it leaves; else kill it."""
+    for number in (*(numbers or (signal.SIGINT, signal.SIGTERM)), signal.SIGKILL):
         try:
             os.killpg(child.pid, number)
             child.wait(timeout=PATIENCE)
@@ -344,8 +344,8 @@ def start_server() -> None:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         words = [sys.executable, "-c", SERVER, str(os.getpid()), str(listener.fileno())]
         child = subprocess.Popen(words, stdin=subprocess.DEVNULL, process_group=0, pass_fds=[listener.fileno()])
-    # Not before: as this process ends, Prefect's threads send what they still hold.
-    atexit.register(stop_server, child)
+    # Not before: as this process ends, Prefect's threads send what they still hold. A server leaves quietly on SIGTERM.
+    atexit.register(end, child, signal.SIGTERM)
     # Nor by way of a proxy, which would look for it elsewhere.
     direct = filter(None, (os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"))
     os.environ["no_proxy"] = ",".join(direct)
@@ -358,34 +358,24 @@ def start_server() -> None:
     refresh_global_settings_context()
 
 
-def stop_server(child: subprocess.Popen[bytes]) -> None:
-    """Let the server write what it holds, and end it."""
-    child.terminate()
-    try:
-        child.wait(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        child.kill()
-
-
 def unanswered(patience: float) -> str:
     """Why Prefect's server may not have come up."""
     return (
-        f"Prefect's server did not answer within {patience:g} s; its database, "
-        f"{os.environ['PREFECT_HOME']}/prefect.db, "
-        "may be locked by another program (another flow, a server of Prefect). Close that or wait: the same command "
+        f"Prefect's server did not answer within {patience:g} s; its database, {os.environ['PREFECT_HOME']}/prefect.db"
+        ", may be locked by another program (another flow, a server of Prefect). Close that or wait: the same command "
         "goes on, nothing of the rounds is in that database"
     )
 
 
 def run(rounds: int, commit: bool) -> int:
     """Run the flow and print the table. Returns the exit code."""
-    try:
-        with preloaded():  # beside the start of the server, which takes as long as the imports
+    with preloaded():  # beside the start of the server, which takes as long as the imports
+        try:
             start_server()
-            state = improve(rounds, commit, return_state=True)
-    except TimeoutError as error:
-        print(f"improve: error: {error}", file=sys.stderr)
-        return 2
+        except TimeoutError as error:
+            print(f"improve: error: {error}", file=sys.stderr)
+            return 2
+        state = improve(rounds, commit, return_state=True)
     if not state.is_completed():
         print(f"improve: error: {state.message}", file=sys.stderr)
         return 2
