@@ -30,9 +30,9 @@ from studies.arms import FIRST_AGENT, ROOT, configure, history
 from studies.tables import table
 
 SEEDS = 20
-"""Independent logs of the default size for each pair."""
+"""Independent logs of the usual size for each pair."""
 DEFAULT = 1320
-"""The evaluation share (a fifth) of the default 6,600 episodes."""
+"""The evaluation share, a fifth, of 6,600 episodes."""
 SIZES = {330: 20, 2640: 8, 5280: 4}
 """Other sizes of logs, and how many disjoint ones."""
 TRUTH = {"bot": 8_000, "model": 4_800}
@@ -337,7 +337,7 @@ def page(rows: Sequence[Result], by_size: Sequence[Sequence[Result]]) -> str:
     reasons = Counter(kind_of(one["refused"]) for row in rows for one in row["logs"] if one["refused"])
     methods = list(rows[0]["methods"])
     return (
-        f"\nOf {sum(row['n'] for row in rows)} logs of the default size ({DEFAULT:,} trajectories), {answered} were "
+        f"\nOf {sum(row['n'] for row in rows)} logs of {DEFAULT:,} trajectories, {answered} were "
         f"answered, and {covered} of these intervals ({covered / answered:.1%}) hold the truth. Near pairs: "
         f"{share(near)} answered; far pairs: {share(far)}. With the other sizes below, {all_covered} of "
         f"{all_answered} ({all_covered / all_answered:.1%}).\n\n"

@@ -15,7 +15,6 @@ from project import run
 from retroformer import promotion, rounds
 from retroformer.errors import ConfigError, DataError, PinMismatch
 from retroformer.pins import Pin, Pins, policy_hash, read_pins
-from retroformer.stages.train import start_of
 from retroformer.storage import read_json, write_json
 from retroformer.tracking import aliases, mlflow_view, promotions
 from retroformer.tracking.record import read_records
@@ -80,13 +79,13 @@ def test_a_rollback_goes_back_step_by_step_to_the_agent_of_the_beginning(three: 
     assert pinned(three) == (PATHS[0], PATHS[0]), "what was rolled back is not trained on"
     assert set_aliases(three) == {"champion": "1", "challenger": "3"}
     agree(three)
-    assert start_of(pins(three)) == before.champion, "the next round starts from it"
+    assert pins(three).start == before.champion, "the next round starts from it"
     promotion.rollback(three)
     assert pinned(three) == (BOT, None)
     assert set_aliases(three) == {"challenger": "3"}, "no version is in production"
     store = mlflow_view.client(three)
     assert store.get_registered_model(mlflow_view.NAME).tags["in_production"] == BOT
-    assert start_of(pins(three)) is None, "it is no checkpoint: training starts afresh"
+    assert pins(three).start is None, "it is no checkpoint: training starts afresh"
     agree(three)
     with pytest.raises(DataError, match=r"is the first champion .* there is nothing to roll back to"):
         promotion.rollback(three)

@@ -117,7 +117,10 @@ class CurateConfig(Section):
 
     window: int = Field(ge=1, description="rounds of history that are replayed, this one included")
     tiers: int = Field(ge=1, le=20, description="tiers of quality; the best is admitted first")
-    temperature: float = Field(gt=0, description="sampling is in proportion to quality^(1/temperature)")
+    temperature: float = Field(
+        gt=0,
+        description="sampling is in proportion to quality^(1/temperature), until training goes on from a checkpoint",
+    )
     success_weight: float = Field(ge=0, description="weight of success in the quality score")
     return_weight: float = Field(ge=0, description="weight of the return's rank within its task")
     length_weight: float = Field(ge=0, description="weight of being short within its task")
@@ -149,9 +152,11 @@ class TrainConfig(Section):
     updates: int = Field(ge=1, description="gradient updates")
     batch: int = Field(ge=1, description="trajectories an update")
     learning_rate: float = Field(gt=0, le=1, description="peak of the schedule: warm-up, flat to half, down to a tenth")
-    later_learning_rate: float = Field(gt=0, le=1, description="the same where training goes on from a candidate")
     warmup: int = Field(ge=0, description="updates of linear warm-up")
     discount: float = Field(gt=0, le=1, description="per step")
+    gae_lambda: float = Field(
+        ge=0, le=1, description="with a learned value: 1 blames a step for all that follows, 0 for the next value alone"
+    )
     entropy: float = Field(ge=0, description="coefficient of the entropy bonus, nats")
     value: float = Field(ge=0, description="coefficient of the value loss")
     max_grad_norm: float = Field(gt=0, description="gradients are scaled down to this norm")

@@ -51,6 +51,11 @@ class Pins:
         """The round that is open, from 1."""
         return self.closed_rounds + 1
 
+    @property
+    def start(self) -> Pin | None:
+        """The checkpoint that training goes on from; None where it starts afresh."""
+        return self.train_from or (None if self.champion.scripted else self.champion)
+
 
 def policy_hash(policy: str, root: Path = Path(".")) -> str:
     """SHA-256 of a checkpoint folder's content, or of the name of a scripted agent."""

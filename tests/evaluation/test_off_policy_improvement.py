@@ -17,7 +17,7 @@ from retroformer.evaluation.off_policy.improvement import Ratios, counts, freedo
 
 CONFIG = DecideConfig(min_improvement=0.0, max_regression=0.1, max_swapped=0.6)
 DEFAULT = 1320
-"""A fifth of the default 6,600 episodes."""
+"""A fifth of 6,600 episodes."""
 
 
 def test_the_interval_is_the_wider_of_bootstrap_and_students_t():

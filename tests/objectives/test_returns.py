@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from retroformer.objectives.returns import returns_to_go
+from retroformer.objectives.returns import lambda_returns, returns_to_go
 
 
 def test_by_hand_with_padding():
@@ -10,6 +10,39 @@ def test_by_hand_with_padding():
     # 1 + .5 (2 + .5 * 4) = 3, 2 + .5 * 4 = 4, 4; and .5 * 1, 1, padding
     expected = torch.tensor([[3.0, 4.0, 4.0], [0.5, 1.0, 0.0]])
     torch.testing.assert_close(returns_to_go(rewards_bt, mask_bt, 0.5), expected)
+
+
+def test_lambda_returns_by_hand():
+    mask_bt = torch.tensor([[True, True, True], [True, True, False]])
+    rewards_bt = torch.tensor([[1.0, 2.0, 4.0], [0.0, 1.0, float("nan")]])
+    values_bt = torch.tensor([[9.0, 3.0, 6.0], [9.0, 0.5, float("nan")]], requires_grad=True)
+    returns_bt = returns_to_go(rewards_bt, mask_bt, 0.5)
+    # 4; 2 + .5 (.75 * 6 + .25 * 4) = 4.75; 1 + .5 (.75 * 3 + .25 * 4.75) = 2.71875
+    # 1; 0 + .5 (.75 * .5 + .25 * 1) = .3125, padding
+    expected = torch.tensor([[2.71875, 4.75, 4.0], [0.3125, 1.0, 0.0]])
+    found = lambda_returns(returns_bt, values_bt, mask_bt, 0.5, 0.25)
+    torch.testing.assert_close(found, expected)
+    assert not found.requires_grad
+    torch.testing.assert_close(lambda_returns(returns_bt, values_bt, mask_bt, 0.5, 1.0), returns_bt)
+    one_step = torch.tensor([[1 + 0.5 * 3, 2 + 0.5 * 6, 4], [0.5 * 0.5, 1, 0]])
+    torch.testing.assert_close(lambda_returns(returns_bt, values_bt, mask_bt, 0.5, 0.0), one_step)
+
+
+def test_lambda_returns_are_the_sum_of_temporal_differences():
+    """A_t = sum over k of (discount lambda)^k delta_(t+k), as Schulman et al. 2016 write it."""
+    generator = torch.Generator().manual_seed(0)
+    rewards_bt, values_bt = torch.randn(2, 3, 7, generator=generator, dtype=torch.float64)
+    mask_bt = torch.arange(7) < torch.tensor([7, 4, 1])[:, None]
+    discount, decay = 0.9, 0.8
+    mixed_bt = lambda_returns(returns_to_go(rewards_bt, mask_bt, discount), values_bt, mask_bt, discount, decay)
+    for b, length in enumerate((7, 4, 1)):
+        for t in range(length):
+            expected = 0.0
+            for k in range(t, length):
+                following = values_bt[b, k + 1] if k + 1 < length else 0.0
+                delta = rewards_bt[b, k] + discount * following - values_bt[b, k]
+                expected += (discount * decay) ** (k - t) * delta
+            torch.testing.assert_close(mixed_bt[b, t] - values_bt[b, t], expected)
 
 
 def test_without_steps():

@@ -188,7 +188,6 @@ def test_training_goes_on_from_the_candidate_or_the_champion(challenger):
         train__updates=2,
         train__checkpoints=1,
         train__learning_rate=1e-9,
-        train__later_learning_rate=1e-9,
     )
     before = load(challenger / "data/policy")
     for champion, train_from in ((BOT, "data/policy"), ("data/policy", None)):

@@ -154,7 +154,6 @@ def test_generated_and_chosen_actions_go_through_the_same_parts():
             catalogue(mixed),
             config,
             seed=0,
-            learning_rate=0.01,
             value_head=new_value_head(8),
             budget=budget,
         )

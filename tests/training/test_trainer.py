@@ -72,12 +72,13 @@ def trainer(trajectories, seed=0, continuing=False, **options):
         "baseline": "mean",
         "updates": 1,
         "checkpoints": 1,
+        "learning_rate": 0.01,
     }
     config = DEFAULTS.model_copy(update={"batch": 8, **plain, **options})
     policy = build(PolicyConfig(model="", width=8, layers=1, heads=2), WORDS, seed=1)
     replay = Replay(policy, trajectories, config.discount, config.baseline)
     inputs = (policy, replay, catalogue(trajectories), config)
-    made = Trainer(*inputs, seed=seed, learning_rate=0.01, value_head=new_value_head(8), continuing=continuing)
+    made = Trainer(*inputs, seed=seed, value_head=new_value_head(8), continuing=continuing)
     made.pacing.longest = 4
     return made
 

@@ -59,7 +59,7 @@ def on(device, choice=None, rank=0, trajectories=MANY, **options):
     if rank:
         adapt(policy, rank, seed=0)
     inputs = (policy, one.replay, catalogue(trajectories), one.config)
-    return Trainer(*inputs, seed=0, learning_rate=0.01, value_head=head.to(device), choice=choice)
+    return Trainer(*inputs, seed=0, value_head=head.to(device), choice=choice)
 
 
 @pytest.mark.parametrize("budget", [None, 1])

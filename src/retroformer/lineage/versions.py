@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from retroformer.errors import DataError
 from retroformer.pins import Pin, Pins, read_pins
-from retroformer.stages.train import start_of
 from retroformer.storage import read_json
 from retroformer.tracking import mlflow_view, record
 from retroformer.tracking import versions as named
@@ -70,7 +69,7 @@ class Version:
     @property
     def start(self) -> Pin | None:
         """The checkpoint that training went on from; None where it began afresh."""
-        return start_of(self.pins)
+        return self.pins.start
 
 
 def read_versions(root: Path) -> list[Version]:

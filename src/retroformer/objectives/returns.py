@@ -21,3 +21,25 @@ def returns_to_go(rewards_bt: Tensor, mask_bt: Tensor, discount: float) -> Tenso
         following_b = rewards_bt[:, t] + discount * following_b
         returns_bt[:, t] = following_b
     return torch.where(mask_bt, returns_bt, 0.0)
+
+
+def lambda_returns(returns_bt: Tensor, values_bt: Tensor, mask_bt: Tensor, discount: float, decay: float) -> Tensor:
+    """G^l_t = r_t + discount ((1 - l) V_(t+1) + l G^l_(t+1)) (Sutton and Barto 2018, eq. 12.2), l being `decay`.
+
+    Minus V it is the generalised advantage estimate (Schulman et al. 2016, eq. 16): 1 is the return itself, without
+    bias, and every step takes the blame for all that came after it; less has less variance, and the bias of V. The
+    rewards are those of `returns_to_go` with the same discount; values are detached. The last step of a row keeps its
+    return: nothing comes after it, or, where the row is a window of a longer trajectory, no value is at hand.
+    All [B, T] -> [B, T], 0 where there is no step.
+    """
+    require(mask_bt.shape, returns_bt=returns_bt, values_bt=values_bt)
+    returns_bt = torch.where(mask_bt, returns_bt, 0.0)
+    values_bt = torch.where(mask_bt, values_bt.detach(), 0.0)
+    mixed_bt = torch.empty_like(returns_bt)
+    after_b = value_b = mixed_b = returns_bt.new_zeros(returns_bt.shape[0])
+    for t in reversed(range(returns_bt.shape[1])):
+        reward_b = returns_bt[:, t] - discount * after_b
+        mixed_b = reward_b + discount * ((1 - decay) * value_b + decay * mixed_b)
+        after_b, value_b = returns_bt[:, t], values_bt[:, t]
+        mixed_bt[:, t] = mixed_b
+    return torch.where(mask_bt, mixed_bt, 0.0)

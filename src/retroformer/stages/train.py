@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from retroformer.config import PolicyConfig, TrainConfig
 from retroformer.errors import ConfigError, DataError, EnvironmentFault, TrainingStopped
-from retroformer.pins import Pin, Pins, read_pins, verify
+from retroformer.pins import Pin, read_pins, verify
 from retroformer.progress import progress
 from retroformer.storage import (
     STEPS,
@@ -66,7 +66,7 @@ def train(
     """
     pins = read_pins(champion)
     root = champion.parent.parent
-    start = start_of(pins)
+    start = pins.start
     if start is not None:
         verify(start, root)
     for folder in (out, training):
@@ -116,7 +116,7 @@ def train(
         "steps": int(replay.counts.sum()),
         "tokens": sum(replay.windows.lengths),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "learning_rate": trainer.learning_rate,
+        "learning_rate": config.learning_rate,
         "checkpoints": trainer.checkpoints,
         "chosen_update": trainer.best["update"],
         "stopped": trainer.stopped,
@@ -142,11 +142,6 @@ def train(
     shutil.rmtree(resume, ignore_errors=True)
     told = {"assumed": "; ".join(report["assumptions"])} if report["assumptions"] else {}
     return {"updates": trainer.done, "chosen_update": trainer.best["update"], **report["diagnostics"], **told}
-
-
-def start_of(pins: Pins) -> Pin | None:
-    """The checkpoint that training goes on from; None where it starts afresh."""
-    return pins.train_from or (None if pins.champion.scripted else pins.champion)
 
 
 def prepare(
@@ -175,7 +170,7 @@ def prepare(
     from retroformer.training.trainer import Trainer, new_value_head
 
     pins = read_pins(champion)
-    root, start = champion.parent.parent, start_of(pins)
+    root, start = champion.parent.parent, pins.start
     if not count_trajectories(batches):
         raise DataError(f"{batches} holds no trajectory to learn from; see {batches}/curate.json")
     torch.manual_seed(seed)
@@ -220,7 +215,6 @@ def prepare(
         catalogue,
         config,
         seed=seed * 100 + pins.round,
-        learning_rate=config.learning_rate if start is None else config.later_learning_rate,
         value_head=head,
         continuing=start is not None,
         choice=choice,

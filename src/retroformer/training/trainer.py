@@ -32,6 +32,7 @@ from retroformer.objectives.losses import (
     entropy,
     value_loss,
 )
+from retroformer.objectives.returns import lambda_returns
 from retroformer.policies.batch import TreeBatch
 from retroformer.policies.devices import Choice
 from retroformer.policies.language_model import LanguageModelPolicy
@@ -64,7 +65,6 @@ class Trainer:
         config: TrainConfig,
         *,
         seed: int,
-        learning_rate: float,
         value_head: torch.nn.Linear,
         continuing: bool = False,
         choice: Choice | None = None,
@@ -73,7 +73,7 @@ class Trainer:
         """`choice`: in which precision; None is fp32. `budget`: bytes a batch may take; None is a share of the free."""
         self.choice = choice or Choice(policy.model.device.type)
         self.policy, self.replay, self.config = policy, replay, config
-        self.learning_rate, self.value_head = learning_rate, value_head
+        self.value_head = value_head
         if config.objective in NEEDS_BEHAVIOUR:
             replay.require_behaviour(config.objective)
         tiers = int(catalogue["tier"].to_numpy().max())
@@ -93,7 +93,7 @@ class Trainer:
         self.kept_aside = catalogue.loc[catalogue["split"] == "checkpoint", "trajectory_id"].tolist()
         self.parameters = [p for p in (*policy.model.parameters(), *value_head.parameters()) if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+            self.parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
         )
         # Without dropout: with it every forward would be another policy than the one that acts.
         policy.model.eval()
@@ -173,7 +173,7 @@ class Trainer:
         """One gradient update on one minibatch of replayed trajectories."""
         config = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * rate(self.done, config.updates, config.warmup)
+            group["lr"] = config.learning_rate * rate(self.done, config.updates, config.warmup)
         batch = self._draw()
         mask, whole = batch.mask_bt, len(batch.trees) == 1
         with torch.set_grad_enabled(whole):
@@ -182,8 +182,11 @@ class Trainer:
             logprobs_bta.requires_grad_()
             values_bt.requires_grad_()
         logprobs_bt = logprobs_bta.gather(-1, batch.chosen_bt[..., None])[..., 0].masked_fill(~mask, 0.0)
-        learned = config.baseline == "value"
-        advantages_bt = advantages(batch.returns_bt, values_bt if learned else batch.baselines_bt, mask)
+        returns_bt, baselines_bt = batch.returns_bt, batch.baselines_bt
+        if config.baseline == "value":
+            returns_bt = lambda_returns(returns_bt, values_bt, mask, config.discount, config.gae_lambda)
+            baselines_bt = values_bt
+        advantages_bt = advantages(returns_bt, baselines_bt, mask)
         if config.objective in NORMALISES_ADVANTAGES:
             advantages_bt = normalise(advantages_bt, mask)
         seen = Batch(logprobs_bt, batch.behaviour_logprobs_bt, advantages_bt, batch.returns_bt, batch.success_b, mask)
