@@ -18,8 +18,10 @@ from studies.tables import Result, by_arm, half_width, over_seeds, success, tabl
 
 DOCS = Path("docs/studies")
 STRICT = ("P5N2", "P6N3", "P6N4", "D6N4", "P7N3", "P8N5")
+ONCE = (("collect.episodes", 6600),)
+"""The history that is used several times over."""
 UPDATES_A_PASS = 371
-"""5,940 trajectories in batches of 16."""
+"""Nine in ten of these trajectories, the others choose checkpoints, in batches of 16."""
 PASSES = (1, 2, 4, 8)
 
 
@@ -70,6 +72,26 @@ def differences(results: Sequence[Result], one: str, other: str, plays: Sequence
     return "\n".join(lines) + "\n"
 
 
+def bars(axes: Any, labels: Sequence[str], groups: dict[str, list[list[float | None]]], what: str) -> None:
+    """A bar for each label and group: the mean over seeds, with its 95% Student interval where there are several."""
+    height = 0.8 / len(groups)
+    for place, (name, rows) in enumerate(groups.items()):
+        known = [[value for value in values if value is not None] for values in rows]
+        shown = [row for row, values in enumerate(known) if values]
+        axes.barh(
+            [row + height * place for row in shown],
+            [np.mean(known[row]) for row in shown],
+            0.95 * height,
+            xerr=[half_width(known[row]) if len(known[row]) > 1 else 0.0 for row in shown],
+            label=name,
+        )
+    axes.set_yticks([row + height * (len(groups) - 1) / 2 for row in range(len(labels))], labels)
+    axes.set_xlabel(what)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(len(labels) - 0.3 * height, -0.7 * height)
+    axes.figure.legend(loc="outside upper center", ncols=2)
+
+
 # S1: what the policy gradient adds to imitation.
 
 BASELINES = {
@@ -113,19 +135,15 @@ def baseline_answer(results: Sequence[Result]) -> tuple[str, Callable[[Any], Non
 
     def draw(axes: Any) -> None:
         found = by_arm(results)
-        for offset, family in enumerate(("strict", "babyai")):
-            for row, arm in enumerate(BASELINES):
-                values = [v for v in (rates(one, "sampled", family) for one in found.get(arm, [])) if v is not None]
-                if values:
-                    error = half_width(values) if len(values) > 1 else 0.0
-                    place = row + 0.35 * offset
-                    axes.barh(
-                        place, np.mean(values), 0.33, xerr=error, color=f"C{offset}", label=family if not row else None
-                    )
-        axes.set_yticks([row + 0.17 for row in range(len(BASELINES))], list(BASELINES.values()))
-        axes.set_xlabel("success, sampled, on seeds that no gate uses")
-        axes.invert_yaxis()
-        axes.legend()
+        bars(
+            axes,
+            list(BASELINES.values()),
+            {
+                family: [[rates(one, "sampled", family) for one in found.get(arm, [])] for arm in BASELINES]
+                for family in ("strict", "babyai")
+            },
+            "success, sampled, on seeds that no gate uses",
+        )
 
     return text, draw
 
@@ -145,6 +163,7 @@ def replay_arms(seeds: int) -> list[Arm]:
             seed,
             (("train.objective", objective), ("train.updates", passes * UPDATES_A_PASS), *UNGUARDED),
             (SAMPLED,),
+            data=ONCE,
         )
         for seed in range(seeds)
         for passes in PASSES
@@ -194,37 +213,36 @@ def curriculum_arms(seeds: int) -> list[Arm]:
     arms = []
     for seed in range(seeds):
         for passes in PASSES:
-            updates = ("train.updates", passes * UPDATES_A_PASS)
-            arms.append(Arm(f"curriculum, {passes}", seed, (updates, ("train.curriculum", True)), (SAMPLED,)))
-            arms.append(Arm(f"uniform, {passes}", seed, (updates, ("train.curriculum", False)), (SAMPLED,)))
+            for name in ("curriculum", "uniform"):
+                changed = (("train.updates", passes * UPDATES_A_PASS), ("train.curriculum", name == "curriculum"))
+                arms.append(Arm(f"{name}, {passes}", seed, changed, (SAMPLED,), data=ONCE))
     return arms
 
 
 def curriculum_answer(results: Sequence[Result]) -> tuple[str, Callable[[Any], None]]:
     """Success at each budget, and the updates that a level of success takes."""
-    text, draw = by_passes(results, ("curriculum", "uniform"))
+    names = ("curriculum", "uniform")
+    text, draw = by_passes(results, names)
     found = by_arm(results)
-    curves = {
-        name: [
-            float(
-                np.mean(
-                    [((rates(o, "sampled", "strict") or 0) + (rates(o, "sampled", "babyai") or 0)) / 2 for o in own]
-                )
-            )
-            for p in PASSES
-            if (own := found.get(f"{name}, {p}"))
-        ]
-        for name in ("curriculum", "uniform")
-    }
-    if all(len(curve) == len(PASSES) for curve in curves.values()):
-        budgets = [p * UPDATES_A_PASS for p in PASSES]
-        level = min(max(curve) for curve in curves.values())
+    curves: dict[int, dict[str, list[float]]] = {}
+    for name in names:
+        for passes in PASSES:
+            for one in found.get(f"{name}, {passes}", []):
+                both = [rates(one, "sampled", family) or 0.0 for family in ("strict", "babyai")]
+                curves.setdefault(one["seed"], {}).setdefault(name, []).append(sum(both) / 2)
+    whole = [own for own in curves.values() if [len(own.get(name, [])) for name in names] == [len(PASSES)] * 2]
+    if whole:
+        budgets = [passes * UPDATES_A_PASS for passes in PASSES]
+        level = min(max(curve) for own in whole for curve in own.values())
         rows = []
         for share in (0.9, 0.95, 1.0):
-            target = share * level
-            rows.append([f"{target:.3f}", *(f"{reached(curve, budgets, target):.0f}" for curve in curves.values())])
-        text += "\nUpdates to a level of success (means over seeds, interpolated between budgets):\n\n"
-        text += table(["success", "curriculum", "uniform"], rows)
+            updates = {name: [reached(own[name], budgets, share * level) for own in whole] for name in names}
+            saved = np.subtract(updates["uniform"], updates["curriculum"])
+            rows.append([f"{share * level:.3f}", *(over_seeds(one, 0) for one in (*updates.values(), saved))])
+        text += (
+            "\nUpdates to a level of success that every run reaches, interpolated between budgets; saved is paired by "
+        )
+        text += f"seed ({len(whole)} seeds):\n\n" + table(["success", *names, "saved"], rows)
     return text, draw
 
 
@@ -248,14 +266,20 @@ def return_arms(seeds: int) -> list[Arm]:
     return [Arm("conditioned", seed, changed, plays) for seed in range(seeds)]
 
 
-def return_answer(results: Sequence[Result]) -> tuple[str, None]:
+def return_answer(results: Sequence[Result]) -> tuple[str, Callable[[Any], None]]:
     """Success under a high minus under a low target."""
+    told = {"told to reach return 1": "high", "told to reach return 0": "low"}
+    groups = {
+        label: [[rates(one, play, family) for one in results] for family in ("strict", "babyai")]
+        for label, play in told.items()
+    }
     rows = []
-    for family in ("strict", "babyai"):
-        high, low = ([rates(one, play, family) or 0.0 for one in results] for play in ("high", "low"))
-        rows.append([family, over_seeds(high), over_seeds(low), over_seeds(np.subtract(high, low).tolist())])
-    header = ["", "success, told to reach return 1", "told to reach return 0", "difference"]
-    return table(header, rows) + f"\n{len(results)} seeds, paired.\n", None
+    for family, high, low in zip(("strict", "babyai"), *groups.values(), strict=True):
+        pairs = [(a or 0.0) - (b or 0.0) for a, b in zip(high, low, strict=True)]
+        rows.append([family, over_seeds(high), over_seeds(low), over_seeds(pairs)])
+    text = table(["", *(f"success, {label}" for label in told), "difference"], rows)
+    text += f"\n{len(results)} seeds, paired.\n"
+    return text, lambda axes: bars(axes, ["strict", "babyai"], groups, "success, sampled")
 
 
 # S7: several families at once.
@@ -276,10 +300,21 @@ def transfer_arms(seeds: int) -> list[Arm]:
     return arms
 
 
-def transfer_answer(results: Sequence[Result]) -> tuple[str, None]:
+def transfer_answer(results: Sequence[Result]) -> tuple[str, Callable[[Any], None]]:
     """Joint and single training on trained and held-out tasks."""
     labels = {"topr": "both families, one policy", "strict alone": "strict alone", "babyai alone": "babyai alone"}
-    return comparison(results, ("sampled", "shuffled", "held out", "held out, shuffled"), labels), None
+    text = comparison(results, ("sampled", "shuffled", "held out", "held out, shuffled"), labels)
+
+    def draw(axes: Any) -> None:
+        found = by_arm(results)
+        groups = {
+            f"{family}, {label}": [[rates(one, play, family) for one in found.get(arm, [])] for arm in labels]
+            for family in ("strict", "babyai")
+            for play, label in (("sampled", "trained levels"), ("held out", "levels never trained on"))
+        }
+        bars(axes, list(labels.values()), groups, "success, sampled")
+
+    return text, draw
 
 
 # Actions of several tokens.

@@ -12,14 +12,14 @@ from scipy import stats
 Result = dict[str, Any]
 
 
-def over_seeds(values: Iterable[float | None]) -> str:
-    """Mean and 95% Student interval over seeds: ``.72 ± .03``; a single seed has no interval."""
+def over_seeds(values: Iterable[float | None], digits: int = 3) -> str:
+    """Mean and 95% Student interval over seeds: ``0.720 ± 0.031``; a single seed has no interval."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
     if len(known) == 1:
-        return f"{known[0]:.3f}"
-    return f"{np.mean(known):.3f} ± {half_width(known):.3f}"
+        return f"{known[0]:.{digits}f}"
+    return f"{np.mean(known):.{digits}f} ± {half_width(known):.{digits}f}"
 
 
 def half_width(values: Sequence[float]) -> float:

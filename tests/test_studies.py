@@ -37,6 +37,22 @@ def test_every_arm_can_be_configured_and_says_who_plays(rounds: ModuleType) -> N
         assert all(arm.policy is None or arm.policy.startswith("scripted:") for arm in made)
 
 
+def test_updates_saved_by_the_curriculum_by_hand(rounds: ModuleType) -> None:
+    pages = importlib.import_module("studies.pages")
+    curves = {"curriculum": (40, 60, 80, 90), "uniform": (20, 40, 60, 80)}
+    results = [
+        {"arm": f"{name}, {passes}", "seed": seed, "sampled": {"P5N2": [solved, 100], "GoToDoor": [solved, 100]}}
+        for seed in (0, 1)
+        for name, curve in curves.items()
+        for passes, solved in zip(pages.PASSES, curve, strict=True)
+    ]
+    text, _ = pages.curriculum_answer(results)
+    # .8 is what every run reaches: after 4 passes of 371 updates, and after 8; .72 at 2 + .6 * 2 passes and 4 + .6 * 4.
+    assert "| 0.800 | 1484 ± 0 | 2968 ± 0 | 1484 ± 0 |" in text
+    assert "| 0.720 | 1187 ± 0 | 2374 ± 0 | 1187 ± 0 |" in text
+    assert "(2 seeds)" in text
+
+
 def test_a_clone_has_its_seed_and_no_rounds(rounds: ModuleType, committed: Path, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     rounds.clone(clone, 7)
