@@ -9,6 +9,7 @@ import torch
 from builders import ACTIONS, make_trajectory
 from retroformer.config import PolicyConfig, load_config
 from retroformer.errors import DataError, TrainingStopped
+from retroformer.objectives.losses import ASYMMETRIC_SHIFT
 from retroformer.policies.checkpoints import build
 from retroformer.training.replay import Replay
 from retroformer.training.trainer import Trainer, new_value_head, rate
@@ -128,6 +129,26 @@ def test_the_gradient_is_the_mean_over_the_steps_of_the_batch_by_hand(monkeypatc
             count += 1
     expected = torch.autograd.grad(-total / count, list(one.policy.model.parameters()))
     assert count == 3 + 2 + 2
+    assert any(float(gradient.abs().max()) > 0 for gradient in expected)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_advantages_are_lambda_returns_minus_the_learned_value_by_hand(monkeypatch):
+    options = {"objective": "asymmetric", "baseline": "value", "discount": 0.5, "gae_lambda": 0.5}
+    one = trainer([WON, LOST], batch=2, max_grad_norm=1e9, **options)
+    torch.nn.init.zeros_(one.value_head.weight)
+    torch.nn.init.constant_(one.value_head.bias, 0.4)
+    one.queue = [[WON.id, LOST.id]]
+    monkeypatch.setattr(one.optimizer, "step", lambda: None)
+    one.update()
+    got = [parameter.grad.clone() for parameter in one.policy.model.parameters()]
+    # Won: 1, and before it .5 (.5 * .4 + .5 * 1) = .35. Lost: 0, and before it .5 (.5 * .4 + .5 * 0) = .1.
+    total = torch.tensor(0.0)
+    for trajectory, returns in ((WON, (0.35, 1.0)), (LOST, (0.1, 0.0))):
+        for mixed, step, row in zip(returns, trajectory.steps, plain_scores(one.policy, trajectory), strict=True):
+            total = total + (mixed - 0.4 + ASYMMETRIC_SHIFT) * row[ACTIONS.index(step.action)]
+    expected = torch.autograd.grad(-total / 4, list(one.policy.model.parameters()))
     assert any(float(gradient.abs().max()) > 0 for gradient in expected)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
