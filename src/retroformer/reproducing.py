@@ -27,8 +27,10 @@ def reproduce(
     """Run a closed round again in a fresh clone at its tag, with nothing but git and the DVC remote, and compare.
 
     Every stage runs, the clone has no cache of runs. `clone` is kept; without it a temporary folder is used, which
-    stays only where something differs. Raises DataError that names the outputs that differ, and what else does: the
-    type of machine and the versions that the round was made with.
+    stays only where something differs. What differs is named: outputs, and the type of machine and the versions that
+    the round was made with.
+
+    Raises DataError where something differs.
     """
     root = Path(root).resolve()
     tag = f"round/{number}"

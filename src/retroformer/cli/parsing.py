@@ -23,10 +23,16 @@ def parser_of(name: str, described: Callable[..., Any]) -> Parser:
     """The parser of a command, its help the docstring of the function that does it."""
     return Parser(
         prog=f"retroformer {name}",
-        description=inspect.getdoc(described),
+        description=description_of(described),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def description_of(function: Callable[..., Any]) -> str:
+    """The docstring of a command's function without what is for callers in Python: what it returns and raises."""
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    return "\n\n".join(text for text in paragraphs if not text.startswith(("Returns ", "Raises ")))
 
 
 def parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:

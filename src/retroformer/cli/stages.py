@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retroformer.cli.parsing import Parser, parse, short
+from retroformer.cli.parsing import Parser, description_of, parse, short
 from retroformer.config import Config, Section, load_config
 from retroformer.errors import ConfigError, RetroformerError, user_fault
 
@@ -74,12 +74,12 @@ def used_sections(function: Callable[..., Any]) -> list[str]:
 
 
 def kind_of(field: Any) -> str:
-    """Type and range of a value, in words: ``int 1..20``, ``champion|train_from``."""
+    """Type and range of a value, in words: ``int 1..20``, ``champion | train_from``."""
     annotation = field.annotation
     many = typing.get_origin(annotation) is tuple
     kind = typing.get_args(annotation)[0] if many else annotation
     if typing.get_origin(kind) is typing.Literal:
-        return "|".join(map(str, typing.get_args(kind))) + (" ..." if many else "")
+        return " | ".join(map(str, typing.get_args(kind))) + (" ..." if many else "")
     if many:
         return "str ..."
     bounds = ((name, getattr(item, name, None)) for item in field.metadata for name in ("ge", "gt", "le", "lt"))
@@ -139,7 +139,7 @@ def stage_parser(name: str, function: Callable[..., Any], *, with_values: bool) 
     """The parser of one stage; `with_values` shows params.yaml's values in the help."""
     parser = Parser(
         prog=f"retroformer {name}",
-        description=inspect.getdoc(function),
+        description=description_of(function),
         epilog="Values in brackets are those of params.yaml, which a flag overrides for this run alone.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
