@@ -38,6 +38,8 @@ AGENTS = {
 """Who wrote the history of a package's tasks: an expert with as much noise as leaves it both outcomes."""
 LOGGING = {"desk": "docs/examples/desk_agent.py"}
 """What stands for an application that logs what its agent does, where the history is imported and not played."""
+ONCE = (("collect.episodes", 6600),)
+"""The history of studies that use one several times over, or must not change with the default job's."""
 Successes = dict[str, list[int]]
 """Task -> [solved, played]."""
 

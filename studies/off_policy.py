@@ -26,7 +26,7 @@ from retroformer.rollouts.engine import Conditions, Episode
 from retroformer.rollouts.workers import Player, play_all
 from retroformer.storage import read_json, read_trajectories, write_json, write_text, write_trajectories
 from retroformer.types import Trajectory
-from studies.arms import FIRST_AGENT, ROOT, configure, history
+from studies.arms import FIRST_AGENT, ONCE, ROOT, configure, history
 from studies.tables import table
 
 SEEDS = 20
@@ -89,7 +89,7 @@ def parameters() -> Config:
 @cache
 def folder() -> Path:
     """Where the study's pieces lie."""
-    values = (parameters().tasks, LOGS, SEEDS, DEFAULT, TRUTH, TRAINED)
+    values = (parameters().tasks, parameters().train, LOGS, SEEDS, DEFAULT, TRUTH, TRAINED)
     return ROOT / f"off-policy-{hashlib.sha256(repr(values).encode()).hexdigest()[:16]}"
 
 
@@ -99,7 +99,7 @@ def trained(name: str) -> Path:
 
     out = folder() / "policies" / name
     if not out.is_dir():
-        config, past, work = configure(TRAINED[name], 0), history(0, ()), folder() / "work" / name
+        config, past, work = configure(TRAINED[name], 0), history(0, ONCE), folder() / "work" / name
         (work / "data").mkdir(parents=True, exist_ok=True)
         shutil.copy(past / "data/champion.json", work / "data/champion.json")
         alone = config.train.model_copy(update={"baselines": ()})

@@ -13,15 +13,13 @@ import numpy as np
 from retroformer.config import load_config
 from retroformer.storage import write_text
 from studies import desk, kinds
-from studies.arms import AGENTS, FIRST_AGENT, FOLLOWS, GREEDY, SAMPLED, TRANSFER, Arm, Play
+from studies.arms import AGENTS, FIRST_AGENT, FOLLOWS, GREEDY, ONCE, SAMPLED, TRANSFER, Arm, Play
 from studies.tables import Result, by_arm, half_width, over_seeds, success, table
 
 DOCS = Path("docs/studies")
 STRICT = ("P5N2", "P6N3", "P6N4", "D6N4", "P7N3", "P8N5")
-ONCE = (("collect.episodes", 6600),)
-"""The history that is used several times over."""
 UPDATES_A_PASS = 371
-"""Nine in ten of these trajectories, the others choose checkpoints, in batches of 16."""
+"""Nine in ten of ONCE's trajectories, the others choose checkpoints, in batches of 16."""
 PASSES = (1, 2, 4, 8)
 
 

@@ -117,10 +117,7 @@ class CurateConfig(Section):
 
     window: int = Field(ge=1, description="rounds of history that are replayed, this one included")
     tiers: int = Field(ge=1, le=20, description="tiers of quality; the best is admitted first")
-    temperature: float = Field(
-        gt=0,
-        description="sampling is in proportion to quality^(1/temperature), until training goes on from a checkpoint",
-    )
+    temperature: float = Field(gt=0, description="sampling is in proportion to quality^(1/temperature)")
     success_weight: float = Field(ge=0, description="weight of success in the quality score")
     return_weight: float = Field(ge=0, description="weight of the return's rank within its task")
     length_weight: float = Field(ge=0, description="weight of being short within its task")
@@ -160,7 +157,9 @@ class TrainConfig(Section):
     entropy: float = Field(ge=0, description="coefficient of the entropy bonus, nats")
     value: float = Field(ge=0, description="coefficient of the value loss")
     max_grad_norm: float = Field(gt=0, description="gradients are scaled down to this norm")
-    curriculum: bool = Field(description="admit tiers on a measured signal; false samples uniformly from the start")
+    curriculum: bool = Field(
+        description="where training starts afresh, admit tiers on a measured signal; false samples uniformly"
+    )
     condition_on_return: bool = Field(description="tell the policy the return it is to reach, in the prompt")
     checkpoints: int = Field(ge=1, description="how many candidates the choice is among")
     max_kl: float = Field(gt=0, description="KL to the behaviour, nats a step, above which training stops")

@@ -29,7 +29,7 @@ def test_probabilities_by_hand():
     assert probabilities(scores, 0.5)[:2] == pytest.approx([0.9 * 64 / 104 + 0.025, 0.9 * 36 / 104 + 0.025])
 
 
-@pytest.mark.parametrize("temperature", [1e-4, 0.1, 1.0, 100.0, float("inf")])
+@pytest.mark.parametrize("temperature", [1e-4, 0.1, 1.0, 100.0])
 @pytest.mark.parametrize("scores", [[0.9, 0.1, 0.0], [0.0, 0.0, 0.0], [1e-9, 1.0, 0.5], [0.3]])
 def test_every_trajectory_has_a_positive_probability_and_they_sum_to_one(scores, temperature):
     found = probabilities(np.array(scores), temperature)

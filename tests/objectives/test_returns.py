@@ -28,6 +28,15 @@ def test_lambda_returns_by_hand():
     torch.testing.assert_close(lambda_returns(returns_bt, values_bt, mask_bt, 0.5, 0.0), one_step)
 
 
+def test_the_last_step_of_a_window_keeps_what_comes_after_it():
+    """Rewards 0, 0, 1 in windows of two steps and one: the first window's returns know of the 1."""
+    returns_bt = torch.tensor([[0.25, 0.5], [1.0, 0.0]])
+    mask_bt = torch.tensor([[True, True], [True, False]])
+    # .5; 0 + .5 (.5 * .4 + .5 * .5) = .225
+    expected = torch.tensor([[0.225, 0.5], [1.0, 0.0]])
+    torch.testing.assert_close(lambda_returns(returns_bt, torch.full((2, 2), 0.4), mask_bt, 0.5, 0.5), expected)
+
+
 def test_lambda_returns_are_the_sum_of_temporal_differences():
     """A_t = sum over k of (discount lambda)^k delta_(t+k), as Schulman et al. 2016 write it."""
     generator = torch.Generator().manual_seed(0)

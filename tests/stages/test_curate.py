@@ -18,9 +18,9 @@ def write(folder, trajectories):
     return folder
 
 
-def run(base, config=CONFIG, closed=0, start=None):
-    """Curate where `closed` rounds are closed and training goes on from `start`."""
-    write_pins(base / "champion.json", Pins(closed, Pin("scripted:random", ""), start))
+def run(base, config=CONFIG, closed=0):
+    """Curate where `closed` rounds are closed."""
+    write_pins(base / "champion.json", Pins(closed, Pin("scripted:random", ""), None))
     return curate(
         config,
         champion=base / "champion.json",
@@ -59,15 +59,6 @@ def test_the_catalogue_by_hand(base):
         assert (row["quality"], row["tier"], row["probability"]) == pytest.approx(expected[row["outcome"]])
     assert train.groupby("task")["probability"].sum().tolist() == pytest.approx([1, 1])
     assert train.groupby(["task", "tier"]).size().tolist() == [2, 2, 2, 2]
-
-
-def test_all_are_alike_where_training_goes_on_from_a_checkpoint(base):
-    run(base, start=Pin("data/policy", "0" * 64))
-    rows = read_catalogue(base / "batches" / "catalogue.csv")
-    train = rows[rows["probability"] > 0]
-    assert train["probability"].tolist() == pytest.approx([0.25] * 4 + [0.25] * 4)
-    assert train["quality"].nunique() == 2, "scores and tiers are told all the same"
-    assert sorted(set(train["tier"])) == [1, 2]
 
 
 def test_what_may_not_be_sampled_is_listed_and_only_what_is_learnable_is_kept(base):

@@ -134,6 +134,22 @@ def test_the_gradient_is_the_mean_over_the_steps_of_the_batch_by_hand(monkeypatc
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("objective", "continuing", "alike"),
+    [("topr", True, True), ("topr", False, False), ("imitation_of_successes", True, False)],
+)
+def test_training_that_goes_on_draws_failures_as_often_as_they_happen_where_they_teach(objective, continuing, alike):
+    one = trainer(MANY, objective=objective, curriculum=True)
+    rows = catalogue(MANY)
+    rows["probability"] = [0.25, 0.25, 0.25, 0.125, 0.0625, 0.0625]
+    made = Trainer(
+        one.policy, one.replay, rows, one.config, seed=0, value_head=new_value_head(8), continuing=continuing
+    )
+    made.sampler.admit(2)
+    stated = [1 / 6] * 6 if alike else rows["probability"].tolist()
+    assert made.sampler.probability(rows["trajectory_id"].tolist()) == pytest.approx(stated)
+
+
 def test_advantages_are_lambda_returns_minus_the_learned_value_by_hand(monkeypatch):
     options = {"objective": "asymmetric", "baseline": "value", "discount": 0.5, "gae_lambda": 0.5}
     one = trainer([WON, LOST], batch=2, max_grad_norm=1e9, **options)

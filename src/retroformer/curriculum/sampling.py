@@ -20,7 +20,7 @@ def probabilities(scores: np.ndarray, temperature: float) -> np.ndarray:
 
         p_i = (1 - e) q_i^(1/temperature) / sum_j q_j^(1/temperature) + e / n,    e = UNIFORM_SHARE
 
-    `scores` q are in [0, 1]. A high temperature is uniform (infinity exactly), a low one keeps to the best.
+    `scores` q are in [0, 1]. A high temperature is uniform, a low one keeps to the best.
     """
     best = scores.max()
     # Relative to the best, so that a low temperature cannot make every power underflow.

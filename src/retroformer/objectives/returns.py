@@ -35,11 +35,16 @@ def lambda_returns(returns_bt: Tensor, values_bt: Tensor, mask_bt: Tensor, disco
     require(mask_bt.shape, returns_bt=returns_bt, values_bt=values_bt)
     returns_bt = torch.where(mask_bt, returns_bt, 0.0)
     values_bt = torch.where(mask_bt, values_bt.detach(), 0.0)
+    rewards_bt = returns_bt - discount * after(returns_bt)
+    known_bt = rewards_bt + discount * (1 - decay) * after(values_bt)
     mixed_bt = torch.empty_like(returns_bt)
-    after_b = value_b = mixed_b = returns_bt.new_zeros(returns_bt.shape[0])
+    mixed_b = returns_bt.new_zeros(returns_bt.shape[0])
     for t in reversed(range(returns_bt.shape[1])):
-        reward_b = returns_bt[:, t] - discount * after_b
-        mixed_b = reward_b + discount * ((1 - decay) * value_b + decay * mixed_b)
-        after_b, value_b = returns_bt[:, t], values_bt[:, t]
+        mixed_b = torch.add(known_bt[:, t], mixed_b, alpha=discount * decay)
         mixed_bt[:, t] = mixed_b
     return torch.where(mask_bt, mixed_bt, 0.0)
+
+
+def after(values_bt: Tensor) -> Tensor:
+    """Of each step the value at the next one, and 0 at the last. [B, T] -> [B, T]."""
+    return torch.nn.functional.pad(values_bt, (0, 1))[:, 1:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -35,17 +34,15 @@ def curate(
 
     Takes this round's trajectories and those of the last `window` - 1 closed rounds, without what was forgotten; where
     an id is in several rounds the newest stands. Only what ended in success or failure may be sampled; the rest is
-    listed with probability 0. Where training goes on from a checkpoint all trajectories of a task are alike: the policy
-    succeeds already, and what it has still to learn is in its failures. Trajectories of split checkpoint are kept for
-    the choice of a checkpoint, with probability 0. Those of split evaluation, which imported logs have, go to a folder
-    of their own that training never opens.
+    listed with probability 0. Trajectories of split checkpoint are kept for the choice of a checkpoint, with
+    probability 0. Those of split evaluation, which imported logs have, go to a folder of their own that training never
+    opens.
 
     Returns read, sampled and checkpoint, counts of trajectories. Raises DataError where a table is damaged, or
     nothing is left to learn from.
     """
     # The pins count the closed rounds: a closing that was killed may have left the folder of one that is still open.
-    pins = read_pins(champion)
-    this_round, temperature = pins.round, config.temperature if pins.start is None else math.inf
+    this_round = read_pins(champion).round
     past = range(this_round - 1, max(0, this_round - config.window), -1)
     sources = {this_round: validated} | {number: history / f"round-{number:04d}" / "validated" for number in past}
     forgotten = forgotten_ids(history / TOMBSTONES.name)
@@ -74,7 +71,7 @@ def curate(
             f"(read {read}: {', '.join(f'{name} {n}' for name, n in sorted(outcomes.items())) or 'nothing'}); "
             "look at what collect reports, then collect again"
         )
-    rate(catalogue, catalogue["trajectory_id"].isin([trajectory.id for trajectory in learnable]), config, temperature)
+    rate(catalogue, catalogue["trajectory_id"].isin([trajectory.id for trajectory in learnable]), config)
 
     sampled = int((catalogue["probability"] > 0).sum())
     totals = {"read": read, "sampled": sampled, "checkpoint": len(learnable) - sampled}
@@ -122,7 +119,7 @@ def row(number: int, trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-def rate(catalogue: pd.DataFrame, learnable: pd.Series, config: CurateConfig, temperature: float) -> None:
+def rate(catalogue: pd.DataFrame, learnable: pd.Series, config: CurateConfig) -> None:
     """Fill in quality, tier and probability of the learnable rows, each among those of its task and split."""
     rows: Any = catalogue[learnable]
     group = rows["split"] + " " + rows["task"]
@@ -138,7 +135,7 @@ def rate(catalogue: pd.DataFrame, learnable: pd.Series, config: CurateConfig, te
     catalogue.loc[learnable, "quality"] = scores
     catalogue.loc[learnable, "tier"] = tiers_of(scores, rows["trajectory_id"], group, config.tiers)
     for _, mine in scores.loc[rows["split"] == "train"].groupby(rows["task"]):
-        catalogue.loc[mine.index, "probability"] = probabilities(mine.to_numpy(), temperature)
+        catalogue.loc[mine.index, "probability"] = probabilities(mine.to_numpy(), config.temperature)
 
 
 def counts(values: pd.Series) -> dict[str, int]:

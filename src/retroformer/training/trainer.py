@@ -25,6 +25,7 @@ from retroformer.errors import TrainingStopped
 from retroformer.objectives import weights
 from retroformer.objectives.baselines import advantages, normalise
 from retroformer.objectives.losses import (
+    NEEDS_ADVANTAGES,
     NEEDS_BEHAVIOUR,
     NORMALISES_ADVANTAGES,
     OBJECTIVES,
@@ -77,7 +78,8 @@ class Trainer:
         if config.objective in NEEDS_BEHAVIOUR:
             replay.require_behaviour(config.objective)
         tiers = int(catalogue["tier"].to_numpy().max())
-        # A policy that goes on from a candidate has been through the curriculum; and it is itself a candidate.
+        # A policy that goes on from a candidate has been through the curriculum, needs its failures as often as they
+        # happen, where they teach something, and is itself a candidate.
         self.continuing = continuing
         self.pacing = Pacing(tiers=tiers, admitted=1 if config.curriculum and not continuing else tiers)
         drawable = catalogue[(catalogue["split"] == "train") & (catalogue["probability"] > 0)]
@@ -87,7 +89,7 @@ class Trainer:
             catalogue,
             seed=seed,
             tiers_admitted=self.pacing.admitted,
-            uniform=not config.curriculum,
+            uniform=not config.curriculum or (continuing and config.objective in NEEDS_ADVANTAGES),
             task_weights={task: 1 - share + FAILURE_FLOOR for task, share in success.items()},
         )
         self.kept_aside = catalogue.loc[catalogue["split"] == "checkpoint", "trajectory_id"].tolist()
