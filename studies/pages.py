@@ -90,6 +90,17 @@ def bars(axes: Any, labels: Sequence[str], groups: dict[str, list[list[float | N
     axes.figure.legend(loc="outside upper center", ncols=2)
 
 
+def bars_by_family(results: Sequence[Result], plays: dict[str, str], labels: dict[str, str]) -> Callable[[Any], None]:
+    """What `comparison` tabulates, as bars; `plays` names each way of playing for the legend."""
+    found = by_arm(results)
+    groups = {
+        f"{family}, {said}": [[rates(one, play, family) for one in found.get(arm, [])] for arm in labels]
+        for family in ("strict", "babyai")
+        for play, said in plays.items()
+    }
+    return lambda axes: bars(axes, list(labels.values()), groups, "success, on seeds that no gate uses")
+
+
 # S1: what the policy gradient adds to imitation.
 
 BASELINES = {
@@ -131,19 +142,7 @@ def baseline_answer(results: Sequence[Result]) -> tuple[str, Callable[[Any], Non
     text += "\nHeld-out tasks, never trained on:\n\n"
     text += comparison(results, ("held out", "held out, shuffled"), {k: BASELINES[k] for k in ("random", "topr")})
 
-    def draw(axes: Any) -> None:
-        found = by_arm(results)
-        bars(
-            axes,
-            list(BASELINES.values()),
-            {
-                family: [[rates(one, "sampled", family) for one in found.get(arm, [])] for arm in BASELINES]
-                for family in ("strict", "babyai")
-            },
-            "success, sampled, on seeds that no gate uses",
-        )
-
-    return text, draw
+    return text, bars_by_family(results, {"sampled": "sampled"}, BASELINES)
 
 
 # S4: how often history can be used.
@@ -303,16 +302,8 @@ def transfer_answer(results: Sequence[Result]) -> tuple[str, Callable[[Any], Non
     labels = {"topr": "both families, one policy", "strict alone": "strict alone", "babyai alone": "babyai alone"}
     text = comparison(results, ("sampled", "shuffled", "held out", "held out, shuffled"), labels)
 
-    def draw(axes: Any) -> None:
-        found = by_arm(results)
-        groups = {
-            f"{family}, {label}": [[rates(one, play, family) for one in found.get(arm, [])] for arm in labels]
-            for family in ("strict", "babyai")
-            for play, label in (("sampled", "trained levels"), ("held out", "levels never trained on"))
-        }
-        bars(axes, list(labels.values()), groups, "success, sampled")
-
-    return text, draw
+    plays = {"sampled": "trained levels", "held out": "levels never trained on"}
+    return text, bars_by_family(results, plays, labels)
 
 
 # Actions of several tokens.
@@ -327,11 +318,12 @@ def words_arms(seeds: int) -> list[Arm]:
     return arms
 
 
-def words_answer(results: Sequence[Result]) -> tuple[str, None]:
+def words_answer(results: Sequence[Result]) -> tuple[str, Callable[[Any], None]]:
     """What several tokens cost."""
     labels = {"topr": "one token an action", "words": "words (turn left, pick up)"}
     text = comparison(results, ("sampled", "greedy", "other"), labels)
-    return text + "\nWords minus one token:\n\n" + differences(results, "words", "topr", ("sampled", "greedy")), None
+    text += "\nWords minus one token:\n\n" + differences(results, "words", "topr", ("sampled", "greedy"))
+    return text, bars_by_family(results, {"sampled": "sampled", "greedy": "greedy"}, labels)
 
 
 STUDIES = {
