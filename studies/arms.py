@@ -19,6 +19,7 @@ from typing import Any
 from retroformer.config import Config, load_config
 from retroformer.environments import with_missions
 from retroformer.environments.splits import seeds
+from retroformer.errors import DataError
 from retroformer.rollouts.engine import Conditions, Episode
 from retroformer.rollouts.workers import Player, play_all
 from retroformer.stages.collect import collect
@@ -172,7 +173,7 @@ def narrowed(batches: Path, folder: Path, config: Config) -> Path:
 
 
 def played(arm: Arm, challenger: Path, way: Play, config: Config) -> Successes:
-    """Play the final range (or the held-out tasks) one way."""
+    """Play the final range (or the held-out tasks) one way. Raises DataError where much of it ends in error."""
     if way.target_return is not None:
         # Another folder, or a worker that still holds the policy would not see the other target.
         challenger = shutil.copytree(
@@ -191,10 +192,18 @@ def played(arm: Arm, challenger: Path, way: Play, config: Config) -> Successes:
     conditions = Conditions(arm.seed, config.tasks.text, config.tasks.actions, config.collect.environments)
     player = Player(arm.policy or str(challenger), greedy=way.greedy)
     found: Successes = {}
+    broken = []
     for _, ended in play_all([(player, plan)], conditions, workers=1):
         for one in ended:
-            if one.trajectory.learnable:
+            if one.trajectory.outcome is Outcome.ERROR:
+                broken.append(one.trajectory)
+            elif one.trajectory.learnable:
                 counts = found.setdefault(one.trajectory.task.name, [0, 0])
                 counts[0] += one.trajectory.outcome is Outcome.SUCCESS
                 counts[1] += 1
+    if len(broken) > config.collect.max_errors * len(plan):
+        raise DataError(
+            f"{len(broken)} of {len(plan)} episodes of {arm.name}, {way.name}, ended in error, the first one of "
+            f"{broken[0].task.name}: {broken[0].error}"
+        )
     return found

@@ -20,9 +20,9 @@ WORDS = ("go", "left", "turn_left", "red_ball", "red", "ball", "f2r0", "red_ball
 SEEN = told([("red_ball@f2r0 go", ("left", "turn_left"), 0), ("unheard", ("left", "go"), 1)])
 
 
-def scores(policy):
+def scores(policy, seen=SEEN):
     with torch.no_grad():
-        return policy.score(policy.collate(policy.windows(SEEN)))
+        return policy.score(policy.collate(policy.windows(seen)))
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,22 @@ def test_it_is_an_ordinary_checkpoint(saved):
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokens = tokenizer("go left unheard", return_tensors="pt").input_ids
     assert tokens.tolist() == [list(policy.encode("go left unheard"))]
-    assert tokens[0, 2] == tokenizer.unk_token_id
+    assert tokenizer.decode(tokens[0]) == "go left unheard"
     torch.testing.assert_close(model(tokens).logits, policy.model(tokens).logits)
+
+
+def test_words_that_it_does_not_know_stay_apart_and_can_be_chosen():
+    policy = build(CONFIG, WORDS, seed=3, layout=Layout.words(ended=True))
+    assert len(policy.encode("red_ball")) == 1
+    assert len(policy.encode("red_balls")) == 2, "a known word begins it"
+    spelled = {policy.encode(word) for word in ("pea", "peas", "sea", "p ea", "pe a", "lef", "\u00e9")}
+    assert len(spelled) == 7
+    unknown = policy.tokenizer.unk_token_id
+    assert policy.encode("\u00e9") == (unknown,)
+    assert policy.encode("x" * 600) == (unknown,)
+    assert all(unknown not in tokens for tokens in spelled - {(unknown,)})
+    seen = told([("w0", ("go pea", "go peas", "go sea"), 1)])
+    assert scores(policy, seen)[0, 0].exp().sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_the_same_seed_builds_the_same_policy_in_any_order_of_words():
@@ -96,7 +110,7 @@ def test_a_tokenizer_of_another_model_is_refused(saved, tmp_path):
     _, folder = saved
     shutil.copytree(folder, tmp_path / "mixed")
     build(CONFIG, [*WORDS, "one", "more", *map(str, range(40))], seed=0).tokenizer.save_pretrained(tmp_path / "mixed")
-    with pytest.raises(PolicyError, match=r"mixed: the tokenizer has 54 tokens, the model 34; they do not belong"):
+    with pytest.raises(PolicyError, match=r"mixed: the tokenizer has 232 tokens, the model 222; they do not belong"):
         load(tmp_path / "mixed")
 
 

@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -32,6 +32,10 @@ from retroformer.storage import hash_directory, read_json
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 SPECIAL = ("<pad>", "<unk>")
+JOINED = "\u2060"
+"""Before a piece that goes on with a word: Unicode's word joiner, which no word of a text begins with."""
+LONGEST = 512
+"""Characters of a word that is still spelled."""
 LOOK = 1.7
 """How sharply a head of `look_back` looks: a sixth of its weight is on the token before, without it a fortieth."""
 CONTEXT = 1024
@@ -41,7 +45,11 @@ CONTEXT = 1024
 def build(
     config: PolicyConfig, words: Iterable[str], *, seed: int, layout: Layout | None = None, phrases: bool = False
 ) -> LanguageModelPolicy:
-    """A fresh Llama of `config`'s size whose vocabulary is `words`; a word it does not know is ``<unk>``.
+    """A fresh Llama of `config`'s size whose vocabulary is `words`.
+
+    A word that it does not know is spelled in pieces (Schuster and Nakajima 2012, as WordPiece): two such words stay
+    two, so an action that is named by one can be chosen. ``<unk>`` is a word with a character that is neither ASCII
+    nor in `words`.
 
     `phrases` says that it chooses among actions of several words, see `look_back`.
     """
@@ -49,9 +57,17 @@ def build(
     if layout.condition_on_return:
         words = [*words, "return", *(f"{tenth / 10:.1f}" for tenth in range(-10, 11))]
     special = (*SPECIAL, END) if END in layout.action else SPECIAL
-    vocabulary = {word: index for index, word in enumerate([*special, *sorted(set(words) - set(special))])}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    known = sorted(set(words) - set(special))
+    letters = sorted({letter for word in known for letter in word}.union(map(chr, range(33, 127))))
+    entries = dict.fromkeys([*special, *known, *letters, *(JOINED + letter for letter in letters)])
+    vocabulary = {entry: index for index, entry in enumerate(entries)}
+    raw = Tokenizer(
+        models.WordPiece(
+            vocabulary, unk_token="<unk>", continuing_subword_prefix=JOINED, max_input_chars_per_word=LONGEST
+        )
+    )
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    raw.decoder = decoders.WordPiece(prefix=JOINED, cleanup=False)
     named = {"pad_token": "<pad>", "unk_token": "<unk>"} | ({"eos_token": END} if END in special else {})
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **named)
     if config.width % config.heads or (config.width // config.heads) % 2:
