@@ -18,7 +18,7 @@ from typing import Any
 
 from retroformer.config import Config, load_config
 from retroformer.environments import with_missions
-from retroformer.environments.splits import seeds
+from retroformer.environments.splits import official, seeds
 from retroformer.errors import DataError
 from retroformer.rollouts.engine import Conditions, Episode
 from retroformer.rollouts.workers import Player, play_all
@@ -39,6 +39,9 @@ AGENTS = {
 """Who wrote the history of a package's tasks: an expert with as much noise as leaves it both outcomes."""
 LOGGING = {"desk": "docs/examples/desk_agent.py"}
 """What stands for an application that logs what its agent does, where the history is imported and not played."""
+GAMES = {"textworld-express": 1000}
+"""Packages whose tasks have training and test games of their own, and how many of each. A test game may name things
+that no training game does."""
 ONCE = (("collect.episodes", 6600),)
 """The history of studies that use one several times over, or must not change with the default job's."""
 Successes = dict[str, list[int]]
@@ -54,6 +57,8 @@ class Play:
     greedy: bool = False
     held_out: bool = False
     target_return: float | None = None
+    unseen: bool = False
+    """Only the training games of GAMES that the history does not have."""
 
 
 SAMPLED, GREEDY = Play("sampled"), Play("greedy", greedy=True)
@@ -172,6 +177,19 @@ def narrowed(batches: Path, folder: Path, config: Config) -> Path:
     return out
 
 
+def game(name: str, seed: int) -> int:
+    """Which game of its split a seed of ours stands for."""
+    places = range(GAMES[name.partition(":")[0]])
+    return official(seed, places, places, places)
+
+
+def games_of(past: Path) -> set[tuple[str, int]]:
+    """The training games that a history has."""
+    tasks = [one.task for one in stream_trajectories(past / "rollouts") if one.task.split == "history"]
+    names = [(f"{task.environment}:{task.name}", task.seed) for task in tasks if task.environment in GAMES]
+    return {(name, game(name, seed)) for name, seed in names}
+
+
 def played(arm: Arm, challenger: Path, way: Play, config: Config) -> Successes:
     """Play the final range (or the held-out tasks) one way. Raises DataError where much of it ends in error."""
     if way.target_return is not None:
@@ -187,8 +205,13 @@ def played(arm: Arm, challenger: Path, way: Play, config: Config) -> Successes:
     if way.mission != "true":
         names = with_missions(names, text=config.tasks.text, actions=config.tasks.actions)
     split, count = ("transfer", config.evaluate.transfer) if way.held_out else ("final", config.evaluate.final)
+    if way.unseen:
+        split, names = "train", tuple(name for name in names if name.partition(":")[0] in GAMES)
     numbers = seeds(split, run_seed=arm.seed, round_number=1, count=count)
     plan = [Episode(names[i % len(names)], number, split, way.mission) for i, number in enumerate(numbers)]  # type: ignore[arg-type]
+    if way.unseen:
+        seen = games_of(history(arm.seed, arm.data))
+        plan = [one for one in plan if (one.name, game(one.name, one.seed)) not in seen]
     conditions = Conditions(arm.seed, config.tasks.text, config.tasks.actions, config.collect.environments)
     player = Player(arm.policy or str(challenger), greedy=way.greedy)
     found: Successes = {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from retroformer.environments import make
 from retroformer.errors import EnvironmentFault
-from studies.arms import AGENTS, SAMPLED, SWAPPED, TRANSFER, Arm
+from studies.arms import AGENTS, GAMES, SAMPLED, SWAPPED, TRANSFER, Arm, Play
 from studies.tables import by_arm, over_seeds, success, table
 
 KINDS = {
@@ -24,6 +24,7 @@ HELD_OUT = {
     "toy_text": ("Lake6",),
     "textworld-express": ("sorting",),
 }
+UNSEEN = Play("unseen training games", unseen=True)
 PLAYS = (SAMPLED, SWAPPED, *TRANSFER)
 UPDATES = ("train.updates", 1000)
 """Of every arm: their sequences are several times as long as those of the default job."""
@@ -52,10 +53,13 @@ def arms(seeds: int) -> list[Arm]:
     together = (("tasks.train", named(KINDS, packages)), ("tasks.held_out", named(HELD_OUT, packages)))
     found = []
     for seed in range(seeds):
-        found.append(Arm("joint", seed, (UPDATES,), PLAYS, data=together))
+        found.append(Arm("random", seed, plays=(SAMPLED,), policy="scripted:random", data=together))
+        unseen = [UNSEEN] if set(packages) & set(GAMES) else []
+        found.append(Arm("joint", seed, (UPDATES,), (*PLAYS, *unseen), data=together))
         for package in packages:
             own = ("tasks.train", named(KINDS, [package]))
-            found.append(Arm(f"{package} alone", seed, (own, UPDATES), PLAYS, data=together))
+            plays = (*PLAYS, *(unseen if package in GAMES else ()))
+            found.append(Arm(f"{package} alone", seed, (own, UPDATES), plays, data=together))
             found.append(Arm(f"{package} agent", seed, plays=(SAMPLED,), policy=AGENTS[package], data=(own,)))
     return found
 
@@ -70,25 +74,31 @@ def answer(results: Sequence[dict[str, Any]]) -> tuple[str, None]:
         cells = [over_seeds(success(one, play, tasks[package].__contains__) for one in own) for package in kinds]
         return [label, play, str(len(own)), *cells]
 
-    rows = []
-    for play in ("sampled", "swapped"):
-        rows.append(row("one policy for all", "joint", play, KINDS, packages))
-        rows += [row(f"{package} alone", f"{package} alone", play, KINDS, packages) for package in packages]
+    alone = [(f"{package} alone", f"{package} alone") for package in packages]
+    trained = [("one policy for all", "joint"), *alone]
     agents = [
         over_seeds(success(one, "sampled", KINDS[p].__contains__) for one in found[f"{p} agent"]) for p in packages
     ]
-    rows.insert(0, ["the agent that made the logs", "sampled", str(len(found[f"{packages[0]} agent"])), *agents])
+    rows = [["the agent that made the logs", "sampled", str(len(found[f"{packages[0]} agent"])), *agents]]
+    rows.append(row("random admissible", "random", "sampled", KINDS, packages))
+    for play in ("sampled", "swapped"):
+        rows += [row(label, arm, play, KINDS, packages) for label, arm in trained]
+    rows += [
+        row(label, arm, UNSEEN.name, KINDS, packages)
+        for label, arm in trained
+        if UNSEEN.name in found.get(arm, [{}])[0]
+    ]
     text = table(["", "played", "seeds", *packages], rows)
     text += "\nTasks never trained on (" + ", ".join(named(HELD_OUT, packages)) + "):\n\n"
     rows = []
     for play in ("held out", "held out, shuffled"):
-        rows.append(row("one policy for all", "joint", play, HELD_OUT, packages))
-        rows += [row(f"{package} alone", f"{package} alone", play, HELD_OUT, packages) for package in packages]
+        rows += [row(label, arm, play, HELD_OUT, packages) for label, arm in trained]
     text += table(["", "played", "seeds", *packages], rows)
     text += (
         f"\nEach policy had {UPDATES[1]:,} updates. Swapped and shuffled are played on the tasks whose mission differs "
-        "from seed to seed, those of babyai and Taxi. A policy of one family plays the others' tasks too: that is what "
-        "it transfers to them."
+        "from seed to seed, those of babyai and Taxi. A policy of one family plays the others' tasks too: that is "
+        "what it transfers to them. TextWorldExpress's test games, and those that sort, name things that none of its "
+        "training games does: words that a model from scratch has never met."
     )
     if missing := [package for package in KINDS if package not in packages]:
         text += f" {', '.join(missing)} was not installed."
