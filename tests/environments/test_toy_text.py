@@ -9,8 +9,8 @@ from retroformer.errors import EnvironmentFault
 NAMES = [f"toy_text:{task}" for task in known("toy_text")]
 
 
-def play(name: str, seed: int, choose) -> tuple[list[str], float, bool]:
-    environment = make(name)
+def play(name: str, seed: int, choose, text: str = "compact") -> tuple[list[str], float, bool]:
+    environment = make(name, text=text)
     observation, info = start(environment, seed)
     said, total = [info["task"], observation], 0.0
     while True:
@@ -43,14 +43,37 @@ def test_taxis_admissible_actions_are_gymnasiums_mask() -> None:
                 break
 
 
+@pytest.mark.parametrize("text", ["compact", "plain"])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_lexicon_holds_every_word(name: str) -> None:
-    words = set(lexicon([name]))
+def test_the_lexicon_holds_every_word(name: str, text: str) -> None:
+    words = set(lexicon([name], text))
     chance = np.random.default_rng(0)
     for seed in range(20):
-        said, total, _ = play(name, seed, lambda _, actions: actions[chance.integers(len(actions))])
+        said, total, _ = play(name, seed, lambda _, actions: actions[chance.integers(len(actions))], text)
         assert set(" ".join(said).split()) <= words
         assert -40 <= total <= 1
+
+
+def test_both_texts_tell_of_the_same_place() -> None:
+    told = {}
+    for text in ("plain", "compact"):
+        lake, taxi = make("toy_text:Lake4", text=text), make("toy_text:Taxi", text=text)
+        lake.reset(seed=1)
+        taxi.reset(seed=1)
+        told[text] = (lake.step("south")[0], taxi.step(taxi.expert_action())[0])
+    place, _, drawn = told["plain"][0].partition(" of ")
+    assert place == "row 1 column 0"
+    cells = {(r, c): cell for r, line in enumerate(drawn.split(" / ")) for c, cell in enumerate(line.split())}
+    found = set()
+    for word in told["compact"][0].split():
+        cell, _, where = word.replace("here", "").partition("@")
+        down = -1 if where.startswith("n") else int(where[1]) if where.startswith("s") else 0
+        right = int(where[where.index("e") + 1]) if "e" in where else 0
+        assert cells[1 + down, right] == cell
+        found.add((1 + down, right))
+    assert found == {at for at, cell in cells.items() if cell in "HG"}
+    row, column = told["plain"][1].split()[3:6:2]
+    assert told["compact"][1].startswith(f"taxi@r{row}c{column} passenger@")
 
 
 @pytest.mark.parametrize("name", ["Taxi", "Lake4", "Lake6", "CliffWalking"])

@@ -1,6 +1,7 @@
 """Gymnasium's toy_text in words: Taxi, FrozenLake, CliffWalking, Blackjack.
 
-``Lake4`` and ``Lake6`` are FrozenLake on firm ice, with a new map for every seed: the map must be read. What changes
+``Lake4`` and ``Lake6`` are FrozenLake on firm ice, with a new map for every seed: the map must be read. In plain text
+it is told row by row, in compact text, for small models, as one word for each hole and for the goal. What changes
 nothing is not admissible, which for Taxi is Gymnasium's ``action_mask``. Rewards are Gymnasium's over a constant, so
 that they lie in -1..1. Taxi's destination is told in the task alone, so its mission can be swapped; the others have
 one mission.
@@ -31,11 +32,13 @@ DISCOUNT = 0.99
 """Of the expert's value iteration."""
 
 
-def taxi(world: Any, state: int) -> str:
+def taxi(world: Any, state: int, compact: bool) -> str:
     """Where the taxi and the passenger are."""
     row, column, passenger, _ = world.decode(state)
-    waits = "rides" if passenger == len(STOPS) else f"waits at {STOPS[passenger]}"
-    return f"taxi at row {row} column {column} passenger {waits}"
+    rides = passenger == len(STOPS)
+    if compact:
+        return f"taxi@r{row}c{column} passenger@{'taxi' if rides else STOPS[passenger]}"
+    return f"taxi at row {row} column {column} passenger {'rides' if rides else f'waits at {STOPS[passenger]}'}"
 
 
 def taxi_task(world: Any, state: int) -> str:
@@ -43,23 +46,36 @@ def taxi_task(world: Any, state: int) -> str:
     return f"drive the passenger to {STOPS[list(world.decode(state))[3]]}"
 
 
-def lake(world: Any, state: int) -> str:
-    """The place and the whole map, row by row."""
+def lake(world: Any, state: int, compact: bool) -> str:
+    """The place and the whole map, row by row; compact, where the holes and the goal are from here."""
     row, column = divmod(int(state), world.ncol)
+    if compact:
+        cells = [
+            (cell.decode(), r - row, c - column) for r, line in enumerate(world.desc) for c, cell in enumerate(line)
+        ]
+        return " ".join(f"{cell}@{offset(down, right)}" for cell, down, right in cells if cell in "HG")
     rows = " / ".join(" ".join(cell.decode() for cell in line) for line in world.desc)
     return f"row {row} column {column} of {rows}"
 
 
-def cliff(world: Any, state: int) -> str:
+def offset(down: int, right: int) -> str:
+    """``s2e1`` is two south and one east of here; ``here`` is here."""
+    south = f"{'s' if down > 0 else 'n'}{abs(down)}" if down else ""
+    east = f"{'e' if right > 0 else 'w'}{abs(right)}" if right else ""
+    return south + east or "here"
+
+
+def cliff(world: Any, state: int, compact: bool) -> str:
     """The place; the map never changes."""
     row, column = divmod(int(state), world.shape[1])
-    return f"row {row} column {column}"
+    return f"r{row}c{column}" if compact else f"row {row} column {column}"
 
 
-def cards(world: Any, state: tuple[int, int, int]) -> str:
+def cards(world: Any, state: tuple[int, int, int], compact: bool) -> str:
     """The player's sum, the dealer's card, and whether an ace counts as eleven."""
     total, dealer, ace = state
-    return f"sum {total} {'soft' if ace else 'hard'} dealer shows {dealer}"
+    held = "soft" if ace else "hard"
+    return f"sum@{total} {held} dealer@{dealer}" if compact else f"sum {total} {held} dealer shows {dealer}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +87,7 @@ class Game:
     """Most steps of an episode."""
     scale: float
     """What Gymnasium's reward is divided by."""
-    observe: Callable[[Any, Any], str]
+    observe: Callable[[Any, Any, bool], str]
     task: str | Callable[[Any, Any], str]
     size: int = 0
     """Side of a map that is drawn anew for every seed."""
@@ -93,25 +109,37 @@ def known() -> tuple[str, ...]:
     return tuple(GAMES)
 
 
-def lexicon() -> tuple[str, ...]:
+def lexicon(text: str = "compact") -> tuple[str, ...]:
     """Every word that the games can say or be told."""
-    numbers = " ".join(str(number) for number in range(32))
-    says = f"taxi at passenger rides waits drive the to row column of / S F H G sum soft hard dealer shows {numbers}"
     told = " ".join(game.task for game in GAMES.values() if isinstance(game.task, str))
     acts = " ".join(action for actions in COMPASS.values() for action in actions)
-    return tuple(sorted({*says.split(), *told.split(), *acts.split(), *STOPS}))
+    words = {*f"drive the passenger to {told} {acts} soft hard".split(), *STOPS}
+    if text == "compact":
+        places = [f"r{row}c{column}" for row in range(5) for column in range(12)]
+        words.update(places, (f"taxi@{place}" for place in places), (f"passenger@{stop}" for stop in (*STOPS, "taxi")))
+        words.update(
+            f"{cell}@{offset(down, right)}" for cell in "HG" for down in range(-7, 8) for right in range(-7, 8)
+        )
+        words.update(f"{what}@{number}" for what in ("sum", "dealer") for number in range(32))
+    else:
+        words.update(
+            ["taxi", "at", "rides", "waits", "row", "column", "of", "/", "S", "F", "H", "G", "sum", "dealer", "shows"],
+            map(str, range(32)),
+        )
+    return tuple(sorted(words))
 
 
-def make(task: str) -> ToyText:
-    """One of the games that `known` names."""
-    return ToyText(task)
+def make(task: str, text: str = "compact") -> ToyText:
+    """One of the games that `known` names, told in `text`, compact or plain."""
+    return ToyText(task, text)
 
 
 class ToyText:
     """A game as a TextEnvironment, see `retroformer.environments.protocol`."""
 
-    def __init__(self, task: str):
+    def __init__(self, task: str, text: str = "compact"):
         self.task = task
+        self.compact = text == "compact"
         self.game = GAMES[task]
         self.family = "toy_text"
         self.actions = COMPASS[self.game.spec]
@@ -129,7 +157,7 @@ class ToyText:
         self.admissible = self._admissible()
         task = self.game.task
         told = task if isinstance(task, str) else task(self.world, self.state)
-        return self.game.observe(self.world, self.state), {"task": told, "admissible_actions": self.admissible}
+        return self._observe(), {"task": told, "admissible_actions": self.admissible}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Do one of the admissible actions."""
@@ -147,8 +175,7 @@ class ToyText:
         else:
             self.admissible = self._admissible()
             info = {"admissible_actions": self.admissible}
-        observation = self.game.observe(self.world, self.state)
-        return observation, float(reward) / self.game.scale, bool(terminated), truncated, info
+        return self._observe(), float(reward) / self.game.scale, bool(terminated), truncated, info
 
     def close(self) -> None:
         """Nothing is held."""
@@ -163,6 +190,9 @@ class ToyText:
             self._values = action_values(self.world.P)
         values = self._values[int(self.state)]
         return max(self.admissible, key=lambda action: values[self.actions.index(action)])
+
+    def _observe(self) -> str:
+        return self.game.observe(self.world, self.state, self.compact)
 
     def _admissible(self) -> tuple[str, ...]:
         if self.task == "Blackjack":
