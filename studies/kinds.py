@@ -11,7 +11,7 @@ from typing import Any
 
 from retroformer.environments import make
 from retroformer.errors import EnvironmentFault
-from studies.arms import AGENTS, GAMES, SAMPLED, SWAPPED, TRANSFER, Arm, Play
+from studies.arms import AGENTS, GAMES, ONCE, SAMPLED, SWAPPED, TRANSFER, Arm, Play
 from studies.tables import by_arm, over_seeds, success, table
 
 KINDS = {
@@ -50,7 +50,7 @@ def named(tasks: dict[str, tuple[str, ...]], packages: Sequence[str]) -> list[st
 def arms(seeds: int) -> list[Arm]:
     """One policy for all families, one for each on equal updates, and the agents that made the logs."""
     packages = present()
-    together = (("tasks.train", named(KINDS, packages)), ("tasks.held_out", named(HELD_OUT, packages)))
+    together = (*ONCE, ("tasks.train", named(KINDS, packages)), ("tasks.held_out", named(HELD_OUT, packages)))
     found = []
     for seed in range(seeds):
         found.append(Arm("random", seed, plays=(SAMPLED,), policy="scripted:random", data=together))
