@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +61,18 @@ class Served:
             return False
 
     def ask(self, path: str, value: Any = None) -> Any:
-        """Post to the server's interface."""
+        """Post to the server's interface, again where its database was locked, as Prefect's own client does."""
         data = json.dumps({} if value is None else value).encode()
         request = urllib.request.Request(f"{self.url}/{path}", data, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
-            return json.load(reply)
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+                    return json.load(reply)
+            except urllib.error.HTTPError as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > end:
+                    raise
+            time.sleep(1)
 
     def runs(self, deployment: str) -> list[dict[str, Any]]:
         """The runs of a deployment in the order in which they were made, those left out that are not due yet."""
