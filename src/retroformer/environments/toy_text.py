@@ -1,10 +1,10 @@
 """Gymnasium's toy_text in words: Taxi, FrozenLake, CliffWalking, Blackjack.
 
 ``Lake4`` and ``Lake6`` are FrozenLake on firm ice, with a new map for every seed: the map must be read. In plain text
-it is told row by row, in compact text, for small models, as one word for each hole and for the goal. What changes
-nothing is not admissible, which for Taxi is Gymnasium's ``action_mask``. Rewards are Gymnasium's over a constant, so
-that they lie in -1..1. Taxi's destination is told in the task alone, so its mission can be swapped; the others have
-one mission.
+it is told row by row; in compact text, for small models, as a word for each hole and one for the goal, told from where
+one stands, and Taxi's stops likewise. What changes nothing is not admissible, which for Taxi is Gymnasium's
+``action_mask``. Rewards are Gymnasium's over a constant, so that they lie in -1..1. Taxi's destination is told in the
+task alone, so its mission can be swapped; the others have one mission.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ DISCOUNT = 0.99
 
 
 def taxi(world: Any, state: int, compact: bool) -> str:
-    """Where the taxi and the passenger are."""
+    """Where the taxi and the passenger are; compact, where the stops are from here."""
     row, column, passenger, _ = world.decode(state)
     rides = passenger == len(STOPS)
     if compact:
-        return f"taxi@r{row}c{column} passenger@{'taxi' if rides else STOPS[passenger]}"
+        stops = zip(STOPS, world.locs, strict=True)
+        seen = " ".join(f"{stop}@{offset(there[0] - row, there[1] - column)}" for stop, there in stops)
+        return f"{seen} passenger@{'taxi' if rides else STOPS[passenger]}"
     return f"taxi at row {row} column {column} passenger {'rides' if rides else f'waits at {STOPS[passenger]}'}"
 
 
@@ -115,11 +117,10 @@ def lexicon(text: str = "compact") -> tuple[str, ...]:
     acts = " ".join(action for actions in COMPASS.values() for action in actions)
     words = {*f"drive the passenger to {told} {acts} soft hard".split(), *STOPS}
     if text == "compact":
-        places = [f"r{row}c{column}" for row in range(5) for column in range(12)]
-        words.update(places, (f"taxi@{place}" for place in places), (f"passenger@{stop}" for stop in (*STOPS, "taxi")))
-        words.update(
-            f"{cell}@{offset(down, right)}" for cell in "HG" for down in range(-7, 8) for right in range(-7, 8)
-        )
+        offsets = [offset(down, right) for down in range(-7, 8) for right in range(-7, 8)]
+        words.update(f"{what}@{where}" for what in (*STOPS, "H", "G") for where in offsets)
+        words.update(f"passenger@{stop}" for stop in (*STOPS, "taxi"))
+        words.update(f"r{row}c{column}" for row in range(4) for column in range(12))
         words.update(f"{what}@{number}" for what in ("sum", "dealer") for number in range(32))
     else:
         words.update(
