@@ -47,6 +47,11 @@ def named(tasks: dict[str, tuple[str, ...]], packages: Sequence[str]) -> list[st
     return [f"{package}:{task}" for package in packages for task in tasks[package]]
 
 
+def plays_of(packages: Sequence[str]) -> tuple[Play, ...]:
+    """How a policy that is trained on these families is played."""
+    return (*PLAYS, UNSEEN) if set(packages) & set(GAMES) else PLAYS
+
+
 def arms(seeds: int) -> list[Arm]:
     """One policy for all families, one for each on equal updates, and the agents that made the logs."""
     packages = present()
@@ -54,12 +59,10 @@ def arms(seeds: int) -> list[Arm]:
     found = []
     for seed in range(seeds):
         found.append(Arm("random", seed, plays=(SAMPLED,), policy="scripted:random", data=together))
-        unseen = [UNSEEN] if set(packages) & set(GAMES) else []
-        found.append(Arm("joint", seed, (UPDATES,), (*PLAYS, *unseen), data=together))
+        found.append(Arm("joint", seed, (UPDATES,), plays_of(packages), data=together))
         for package in packages:
             own = ("tasks.train", named(KINDS, [package]))
-            plays = (*PLAYS, *(unseen if package in GAMES else ()))
-            found.append(Arm(f"{package} alone", seed, (own, UPDATES), plays, data=together))
+            found.append(Arm(f"{package} alone", seed, (own, UPDATES), plays_of([package]), data=together))
             found.append(Arm(f"{package} agent", seed, plays=(SAMPLED,), policy=AGENTS[package], data=(own,)))
     return found
 
@@ -74,8 +77,7 @@ def answer(results: Sequence[dict[str, Any]]) -> tuple[str, None]:
         cells = [over_seeds(success(one, play, tasks[package].__contains__) for one in own) for package in kinds]
         return [label, play, str(len(own)), *cells]
 
-    alone = [(f"{package} alone", f"{package} alone") for package in packages]
-    trained = [("one policy for all", "joint"), *alone]
+    trained = [("one policy for all", "joint"), *((f"{package} alone",) * 2 for package in packages)]
     agents = [
         over_seeds(success(one, "sampled", KINDS[p].__contains__) for one in found[f"{p} agent"]) for p in packages
     ]

@@ -40,6 +40,13 @@ def rates(result: Result, play: str, family: str) -> float | None:
     return success(result, play, lambda task: (task in STRICT) == (family == "strict"))
 
 
+def overall(result: Result) -> float | None:
+    """Mean success over both families, sampled."""
+    both = [rates(result, "sampled", family) for family in ("strict", "babyai")]
+    known = [value for value in both if value is not None]
+    return sum(known) / 2 if len(known) == 2 else None
+
+
 def comparison(results: Sequence[Result], plays: Sequence[str], labels: dict[str, str]) -> str:
     """A row for each arm: success of each way of playing, by family, over seeds."""
     found = by_arm(results)
@@ -173,9 +180,8 @@ def by_passes(results: Sequence[Result], names: Sequence[str]) -> tuple[str, Cal
     found = by_arm(results)
 
     def values(name: str, passes: int) -> list[float]:
-        own = found.get(f"{name}, {passes}", [])
-        pairs = [(rates(one, "sampled", "strict"), rates(one, "sampled", "babyai")) for one in own]
-        return [(a + b) / 2 for a, b in pairs if a is not None and b is not None]
+        own = [overall(one) for one in found.get(f"{name}, {passes}", [])]
+        return [value for value in own if value is not None]
 
     rows = [[name, *(over_seeds(values(name, passes)) for passes in PASSES)] for name in names]
     text = table(["", *(f"{passes} passes ({passes * UPDATES_A_PASS} updates)" for passes in PASSES)], rows)
@@ -225,8 +231,7 @@ def curriculum_answer(results: Sequence[Result]) -> tuple[str, Callable[[Any], N
     for name in names:
         for passes in PASSES:
             for one in found.get(f"{name}, {passes}", []):
-                both = [rates(one, "sampled", family) or 0.0 for family in ("strict", "babyai")]
-                curves.setdefault(one["seed"], {}).setdefault(name, []).append(sum(both) / 2)
+                curves.setdefault(one["seed"], {}).setdefault(name, []).append(overall(one) or 0.0)
     whole = [own for own in curves.values() if [len(own.get(name, [])) for name in names] == [len(PASSES)] * 2]
     if whole:
         budgets = [passes * UPDATES_A_PASS for passes in PASSES]
@@ -236,10 +241,8 @@ def curriculum_answer(results: Sequence[Result]) -> tuple[str, Callable[[Any], N
             updates = {name: [reached(own[name], budgets, share * level) for own in whole] for name in names}
             saved = np.subtract(updates["uniform"], updates["curriculum"])
             rows.append([f"{share * level:.3f}", *(over_seeds(one, 0) for one in (*updates.values(), saved))])
-        text += (
-            "\nUpdates to a level of success that every run reaches, interpolated between budgets; saved is paired by "
-        )
-        text += f"seed ({len(whole)} seeds):\n\n" + table(["success", *names, "saved"], rows)
+        text += "\nUpdates to a level of success that every run reaches, interpolated between budgets; "
+        text += f"saved is paired by seed ({len(whole)} seeds):\n\n" + table(["success", *names, "saved"], rows)
     return text, draw
 
 
@@ -301,7 +304,6 @@ def transfer_answer(results: Sequence[Result]) -> tuple[str, Callable[[Any], Non
     """Joint and single training on trained and held-out tasks."""
     labels = {"topr": "both families, one policy", "strict alone": "strict alone", "babyai alone": "babyai alone"}
     text = comparison(results, ("sampled", "shuffled", "held out", "held out, shuffled"), labels)
-
     plays = {"sampled": "trained levels", "held out": "levels never trained on"}
     return text, bars_by_family(results, plays, labels)
 

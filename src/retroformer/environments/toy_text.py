@@ -38,7 +38,7 @@ def taxi(world: Any, state: int, compact: bool) -> str:
     rides = passenger == len(STOPS)
     if compact:
         stops = zip(STOPS, world.locs, strict=True)
-        seen = " ".join(f"{stop}@{offset(there[0] - row, there[1] - column)}" for stop, there in stops)
+        seen = " ".join(f"{stop}@{offset(r - row, c - column)}" for stop, (r, c) in stops)
         return f"{seen} passenger@{'taxi' if rides else STOPS[passenger]}"
     return f"taxi at row {row} column {column} passenger {'rides' if rides else f'waits at {STOPS[passenger]}'}"
 
@@ -52,10 +52,11 @@ def lake(world: Any, state: int, compact: bool) -> str:
     """The place and the whole map, row by row; compact, where the holes and the goal are from here."""
     row, column = divmod(int(state), world.ncol)
     if compact:
-        cells = [
-            (cell.decode(), r - row, c - column) for r, line in enumerate(world.desc) for c, cell in enumerate(line)
-        ]
-        return " ".join(f"{cell}@{offset(down, right)}" for cell, down, right in cells if cell in "HG")
+        return " ".join(
+            f"{cell.decode()}@{offset(r - row, c - column)}"
+            for (r, c), cell in np.ndenumerate(world.desc)
+            if cell in (b"H", b"G")
+        )
     rows = " / ".join(" ".join(cell.decode() for cell in line) for line in world.desc)
     return f"row {row} column {column} of {rows}"
 

@@ -36,13 +36,8 @@ def lambda_returns(returns_bt: Tensor, values_bt: Tensor, mask_bt: Tensor, disco
     returns_bt = torch.where(mask_bt, returns_bt, 0.0)
     values_bt = torch.where(mask_bt, values_bt.detach(), 0.0)
     rewards_bt = returns_bt - discount * after(returns_bt)
-    known_bt = rewards_bt + discount * (1 - decay) * after(values_bt)
-    mixed_bt = torch.empty_like(returns_bt)
-    mixed_b = returns_bt.new_zeros(returns_bt.shape[0])
-    for t in reversed(range(returns_bt.shape[1])):
-        mixed_b = torch.add(known_bt[:, t], mixed_b, alpha=discount * decay)
-        mixed_bt[:, t] = mixed_b
-    return torch.where(mask_bt, mixed_bt, 0.0)
+    # The same recursion as a return's, over rewards that have a share of the next value in them.
+    return returns_to_go(rewards_bt + discount * (1 - decay) * after(values_bt), mask_bt, discount * decay)
 
 
 def after(values_bt: Tensor) -> Tensor:
