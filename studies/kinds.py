@@ -26,8 +26,11 @@ HELD_OUT = {
 }
 UNSEEN = Play("unseen training games", unseen=True)
 PLAYS = (SAMPLED, SWAPPED, *TRANSFER)
-UPDATES = ("train.updates", 1000)
-"""Of every arm: their sequences are several times as long as those of the default job."""
+UPDATES = 1000
+"""Of a policy for one family; one for several families has as many as theirs together."""
+JOINT = "one policy for all"
+IMITATION = f"{JOINT}, imitation of successes"
+"""The simple baseline: the same policy, data and updates with another objective."""
 
 
 def present() -> list[str]:
@@ -59,10 +62,14 @@ def arms(seeds: int) -> list[Arm]:
     found = []
     for seed in range(seeds):
         found.append(Arm("random", seed, plays=(SAMPLED,), policy="scripted:random", data=together))
-        found.append(Arm("joint", seed, (UPDATES,), plays_of(packages), data=together))
+        budget = ("train.updates", UPDATES * len(packages))
+        imitating = (budget, ("train.objective", "imitation_of_successes"))
+        for name, overrides in ((JOINT, (budget,)), (IMITATION, imitating)):
+            found.append(Arm(name, seed, overrides, plays_of(packages), data=together))
         for package in packages:
             own = ("tasks.train", named(KINDS, [package]))
-            found.append(Arm(f"{package} alone", seed, (own, UPDATES), plays_of([package]), data=together))
+            alone = (own, ("train.updates", UPDATES))
+            found.append(Arm(f"{package} alone", seed, alone, plays_of([package]), data=together))
             found.append(Arm(f"{package} agent", seed, plays=(SAMPLED,), policy=AGENTS[package], data=(own,)))
     return found
 
@@ -71,36 +78,37 @@ def answer(results: Sequence[dict[str, Any]]) -> tuple[str, None]:
     """Joint and single training on trained and held-out tasks, and with another mission than the true one."""
     found = by_arm(results)
     packages = [package for package in KINDS if f"{package} agent" in found]
+    trained = [JOINT, IMITATION, *(f"{package} alone" for package in packages)]
 
-    def row(label: str, arm: str, play: str, tasks: dict[str, tuple[str, ...]], kinds: Sequence[str]) -> list[str]:
+    def row(arm: str, play: str, columns: Sequence[Sequence[str]]) -> list[str]:
         own = found.get(arm, [])
-        cells = [over_seeds(success(one, play, tasks[package].__contains__) for one in own) for package in kinds]
-        return [label, play, str(len(own)), *cells]
+        cells = [over_seeds(success(one, play, tasks.__contains__) for one in own) for tasks in columns]
+        return [arm, play, str(len(own)), *cells]
 
-    trained = [("one policy for all", "joint"), *((f"{package} alone",) * 2 for package in packages)]
-    agents = [
-        over_seeds(success(one, "sampled", KINDS[p].__contains__) for one in found[f"{p} agent"]) for p in packages
-    ]
-    rows = [["the agent that made the logs", "sampled", str(len(found[f"{packages[0]} agent"])), *agents]]
-    rows.append(row("random admissible", "random", "sampled", KINDS, packages))
-    for play in ("sampled", "swapped"):
-        rows += [row(label, arm, play, KINDS, packages) for label, arm in trained]
-    rows += [
-        row(label, arm, UNSEEN.name, KINDS, packages)
-        for label, arm in trained
-        if UNSEEN.name in found.get(arm, [{}])[0]
-    ]
-    text = table(["", "played", "seeds", *packages], rows)
+    def logs(columns: Sequence[Sequence[str]], of: Sequence[str]) -> list[str]:
+        """The agents, each on its own tasks."""
+        cells = [row(f"{package} agent", "sampled", [tasks])[-1] for package, tasks in zip(of, columns, strict=True)]
+        return ["the agent that made the logs", "sampled", str(len(found[f"{packages[0]} agent"])), *cells]
+
+    families, header = [KINDS[package] for package in packages], ["", "played", "seeds"]
+    rows = [logs(families, packages), row("random", "sampled", families)]
+    rows += [row(arm, play, families) for play in ("sampled", "swapped") for arm in trained]
+    rows += [row(arm, UNSEEN.name, families) for arm in trained if UNSEEN.name in found.get(arm, [{}])[0]]
+    text = table([*header, *packages], rows)
+    tasks = [[task] for package in packages for task in KINDS[package]]
+    owners = [package for package in packages for _ in KINDS[package]]
+    rows = [logs(tasks, owners), *(row(arm, "sampled", tasks) for arm in ("random", *trained))]
+    text += "\nTask by task:\n\n" + table([*header, *(task for (task,) in tasks)], rows)
     text += "\nTasks never trained on (" + ", ".join(named(HELD_OUT, packages)) + "):\n\n"
-    rows = []
-    for play in ("held out", "held out, shuffled"):
-        rows += [row(label, arm, play, HELD_OUT, packages) for label, arm in trained]
-    text += table(["", "played", "seeds", *packages], rows)
+    held_out = [HELD_OUT[package] for package in packages]
+    rows = [row(arm, play, held_out) for play in ("held out", "held out, shuffled") for arm in trained]
+    text += table([*header, *packages], rows)
     text += (
-        f"\nEach policy had {UPDATES[1]:,} updates. Swapped and shuffled are played on the tasks whose mission differs "
-        "from seed to seed, those of babyai and Taxi. A policy of one family plays the others' tasks too: that is "
-        "what it transfers to them. TextWorldExpress's test games, and those that sort, name things that none of its "
-        "training games does: words that a model from scratch has never met."
+        f"\nA policy of one family had {UPDATES:,} updates and those for all {UPDATES * len(packages):,}, on the same "
+        "history. Swapped and shuffled are played on the tasks whose mission differs from seed to seed, those of "
+        "babyai and Taxi. A policy of one family plays the others' tasks too: that is what it transfers to them. "
+        "TextWorldExpress's test games, and those that sort, name things that none of its training games does: words "
+        "that a model from scratch has never met."
     )
     if missing := [package for package in KINDS if package not in packages]:
         text += f" {', '.join(missing)} was not installed."
