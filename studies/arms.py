@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from retroformer.config import Config, load_config
 from retroformer.environments import with_missions
 from retroformer.environments.splits import official, seeds
@@ -87,21 +89,27 @@ def configure(overrides: tuple[tuple[str, Any], ...], seed: int) -> Config:
 
 
 def history(seed: int, overrides: tuple[tuple[str, Any], ...]) -> Path:
-    """Batches of the first agent's history for a seed: collected once, kept."""
+    """Batches of the first agent's history for a seed: collected once, by the first of the arms that ask, and kept."""
     config = configure(overrides, seed)
     sections = [config.collect, config.tasks, config.curate, seed]
     folder = ROOT / resume_folder("history", [], sections).name
-    if not (folder / "batches").is_dir():
-        pins = folder / PINS
-        parts = [collected(folder, seed, config, package) for package in packages_of(config.tasks.train)]
-        (folder / "rollouts").mkdir(exist_ok=True)
-        with TrajectoryWriter(folder / "rollouts") as writer:
-            for part in parts:
-                for trajectory in stream_trajectories(part):
-                    writer.add(trajectory)
-        write_json(pins, first_pins())
-        curate(config.curate, champion=pins, validated=folder / "rollouts", out=folder / "batches")
+    ROOT.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.with_suffix(".lock")):
+        if not (folder / "batches").is_dir():
+            collect_history(folder, seed, config)
     return folder
+
+
+def collect_history(folder: Path, seed: int, config: Config) -> None:
+    """What the agents of all packages did, curated as one history."""
+    parts = [collected(folder, seed, config, package) for package in packages_of(config.tasks.train)]
+    (folder / "rollouts").mkdir(exist_ok=True)
+    with TrajectoryWriter(folder / "rollouts") as writer:
+        for part in parts:
+            for trajectory in stream_trajectories(part):
+                writer.add(trajectory)
+    write_json(folder / PINS, first_pins())
+    curate(config.curate, champion=folder / PINS, validated=folder / "rollouts", out=folder / "batches")
 
 
 def packages_of(names: Sequence[str]) -> list[str]:
