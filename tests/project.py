@@ -101,7 +101,8 @@ def make_round(data: Path, number: int, *, verdict: str = "promote", worse: bool
     write_text(data / "evaluation/episodes.csv", "policy,range\nchampion,gate\n")
     judged = {"round": number, "verdict": verdict, "reason": f"because {number}", "judged_worse": worse}
     difference = {"difference": 0.3, "lower": 0.2, "upper": 0.4, "n": 400, "per_task": []}
-    write_json(data / "decision/verdict.json", judged | difference)
+    behind = {"baseline": "imitation_of_successes", "difference": -0.1, "lower": -0.15, "upper": -0.05, "n": 800}
+    write_json(data / "decision/verdict.json", judged | difference | {"behind": [behind]})
     write_text(data / "decision/report.html", "<html>report</html>")
 
 

@@ -77,6 +77,23 @@ def test_promotes_on_the_episodes_alone(tmp_path):
     assert page.count("is not here") == 5  # the catalogue, train.json, curve.csv, collect.json, validate.json
 
 
+def test_names_the_imitation_that_the_challenger_is_behind(tmp_path):
+    final = [
+        *rows_of("challenger", "s" * 20 + "f" * 20, range_="final"),
+        *rows_of("imitation", "s" * 19 + "f" * 21, range_="final"),
+        *rows_of("imitation_of_successes", "s" * 36 + "f" * 4, range_="final"),
+        *rows_of("random", "s" * 40, range_="final"),
+    ]
+    verdict = run(tmp_path, BETTER + final)
+    assert verdict["verdict"] == "promote"  # an imitation is not what is in production
+    (behind,) = verdict["behind"]
+    assert (behind["baseline"], behind["difference"], behind["n"]) == ("imitation_of_successes", -0.4, 40)
+    # 16 pairs of -1 and 24 of 0 with half a pair in each cell: 17 / 42 - (16 / 42)^2 over 40; t of 39 at .975
+    half = 2.0227 * ((17 / 42 - (16 / 42) ** 2) / 40) ** 0.5
+    assert behind["upper"] == pytest.approx(-0.4 + half, abs=1e-4)
+    assert "try train.objective=imitation_of_successes" in (tmp_path / "decision" / "report.html").read_text()
+
+
 def test_only_the_gate_range_sampled_counts(tmp_path):
     noise = [
         *rows_of("champion", "s" * 40, decoding="greedy"),

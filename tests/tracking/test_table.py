@@ -27,6 +27,7 @@ def test_the_table_says_who_did_what_and_where_to_look(project: Path) -> None:
     for figure in ("0.50 [0.23, 0.77] n 8", "0.50 [0.45, 0.55] n 200", "0.80 [0.75, 0.85] n 200"):
         assert figure in levels["all levels"]
     assert "round 1  promote: because 1" in told
+    assert "behind imitation of successes on the final seeds, sampled: -0.100 [-0.150, -0.050], n 800; try" in told
     assert "70 s: collect 9 s, train 61 s; 4 s around them" in told
     for place in ("data/decision/report.html", "data/validated/docs/index.html", "dvc plots show", "mlflow ui"):
         assert place in told

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -68,6 +68,26 @@ def baseline_lines(
             name = IMITATIONS.get(policy, policy)
             lines.append(Line(policy, name, here, estimates(played, confidence), ahead))
     return [*lines, Line("challenger", "challenger", "", estimates(challenger, confidence), {})]
+
+
+def behind(lines: Iterable[Line]) -> list[dict[str, Any]]:
+    """The imitations that the challenger is proven worse than, sampled, as verdict.json holds them: what the rewards
+    add to their example then misleads more than it helps."""
+    return [
+        {"baseline": line.policy, "difference": ahead.mean, "lower": ahead.lower, "upper": ahead.upper, "n": ahead.n}
+        for line in lines
+        if line.policy in IMITATIONS and (ahead := line.ahead.get("sampled")) and ahead.upper < 0
+    ]
+
+
+def advice(found: Mapping[str, Any]) -> str:
+    """One of `behind`, and what to try."""
+    name = IMITATIONS.get(found["baseline"], found["baseline"])
+    figures = f"{found['difference']:+.3f} [{found['lower']:+.3f}, {found['upper']:+.3f}], n {found['n']}"
+    return (
+        f"the challenger is behind {name} on the final seeds, sampled: {figures}; try train.objective="
+        f"{found['baseline']}"
+    )
 
 
 def final_scores(episodes: Iterable[Played]) -> dict[tuple[str, str], Scores]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from retroformer.errors import DataError
 from retroformer.evaluation import figures
-from retroformer.evaluation.baselines import baseline_bars, baseline_lines
+from retroformer.evaluation.baselines import advice, baseline_bars, baseline_lines
 from retroformer.evaluation.episodes import read_episodes
 from retroformer.evaluation.figures import Point, Row, Series
 from retroformer.evaluation.intervals import Estimate
@@ -77,6 +77,7 @@ def write_report(
         "levels": level_bars(tables),
         "baselines": lines,
         "baseline_bars": baseline_bars(lines),
+        "advice": [advice(one) for one in verdict.get("behind", ())],
         "looks": looks(report),
         "on_logs": tables_on_logs(report["off_policy"]) if report.get("off_policy") else [],
         "training": training_figures(training / "curve.csv", trained),

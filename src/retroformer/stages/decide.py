@@ -8,6 +8,7 @@ from typing import Any
 
 from retroformer.config import DecideConfig, EvaluateConfig
 from retroformer.errors import DataError
+from retroformer.evaluation.baselines import baseline_lines, behind
 from retroformer.evaluation.comparison import paired_difference
 from retroformer.evaluation.episodes import Played, Scores, by_task, read_episodes
 from retroformer.evaluation.gate import Verdict, judge, judge_on_logs
@@ -32,7 +33,8 @@ def decide(
 
     The difference is computed anew from the episodes that champion and challenger played on the same seeds of the
     gate range, sampled, told the true mission; no summary is trusted. Its interval holds at each of the planned looks.
-    Success under a shuffled mission says whether the challenger follows its task.
+    Success under a shuffled mission says whether the challenger follows its task. The imitations that it is proven
+    behind on the final seeds are named; they do not decide, since they are not what is in production.
 
     Where evaluate could only ask the logs, the verdict is on its off-policy report.
 
@@ -53,10 +55,12 @@ def decide(
         )
     of_logs = report.get("off_policy")
     if of_logs:
-        judged = judge_on_logs(of_logs, config)
+        judged, lines = judge_on_logs(of_logs, config), []
     else:
-        judged = judge_episodes(evaluation / "episodes.csv", config, evaluate, set(report.get("one_mission", ())))
-    verdict = {"round": round_number, **judged.to_dict()}
+        played = evaluation / "episodes.csv"
+        judged = judge_episodes(played, config, evaluate, set(report.get("one_mission", ())))
+        lines = baseline_lines(read_episodes(played), history, round_number, None, evaluate.confidence)
+    verdict = {"round": round_number, **judged.to_dict(), "behind": behind(lines)}
     with replacing(out) as folder:
         write_json(folder / "verdict.json", verdict)
         write_report(

@@ -55,6 +55,7 @@ def build(root: Path, pins: Pins, *, challenger_hash: str, dataset_hash: str, mo
         "lower": verdict["lower"],
         "upper": verdict["upper"],
         "n": verdict["n"],
+        "behind": verdict.get("behind", []),
         "seconds": read_seconds(pins.round, root),
         "around": read_seconds(pins.round, root, around=True),
         "model_version": model_version,

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from retroformer.evaluation.baselines import advice
 from retroformer.pins import read_pins
 from retroformer.stages import STAGES
 from retroformer.tracking import mlflow_view
@@ -28,6 +29,8 @@ def show(root: Path = Path("."), console: Console | None = None) -> None:
     for record in records:
         console.print(f"round {record['round']}  [bold]{record['verdict'].replace('_', ' ')}[/]: ", end="")
         console.print(record["reason"], markup=False, highlight=False)
+        for one in record.get("behind", ()):
+            console.print(f"         {advice(one)}", markup=False, highlight=False)
         if record["seconds"]:
             seconds = record["seconds"]
             stages = ", ".join(f"{stage} {seconds[stage]:.0f} s" for stage in STAGES if stage in seconds)
