@@ -154,6 +154,11 @@ class TrainConfig(Section):
     gae_lambda: float = Field(
         ge=0, le=1, description="with a learned value: 1 blames a step for all that follows, 0 for the next value alone"
     )
+    margin: float = Field(
+        ge=0,
+        description="how far below the baseline an advantage of topr is counted from where training starts afresh, in "
+        "units of a batch's root mean square advantage; 0 is plain TOPR, much is imitation",
+    )
     entropy: float = Field(ge=0, description="coefficient of the entropy bonus, nats")
     value: float = Field(ge=0, description="coefficient of the value loss")
     max_grad_norm: float = Field(gt=0, description="gradients are scaled down to this norm")

@@ -47,6 +47,24 @@ def test_every_objective_of_the_parameters_is_there():
     assert NORMALISES_ADVANTAGES < NEEDS_ADVANTAGES
 
 
+def test_a_baseline_above_the_value_lets_what_topr_overuses_grow_and_one_below_imitates():
+    # One state, two actions, mu = (.8, .2) and pi = (.6, .4), all advantages alike: by enumeration over mu.
+    behaviour, logits = torch.tensor([0.8, 0.2]).double(), torch.tensor([0.6, 0.4]).double().log().requires_grad_()
+    whole = torch.ones(2, 1, dtype=torch.bool)
+
+    def drift(advantage):
+        logprobs_bt = logits.log_softmax(0)[:, None]
+        advantages_bt = torch.full((2, 1), advantage).double()
+        seen = Batch(logprobs_bt, behaviour.log()[:, None], advantages_bt, advantages_bt, whole[:, 0], whole)
+        weights_bt = OBJECTIVES["topr"](seen).weights_bt
+        (gradient,) = torch.autograd.grad((behaviour[:, None] * weights_bt * logprobs_bt).sum(), logits)
+        return gradient.tolist()
+
+    # A = -1: weights -(.75, 1), times mu -(.6, .2); the gradient is w_a - pi_a sum of w = -(.6, .2) + .8 (.6, .4).
+    assert drift(-1.0) == pytest.approx([-0.12, 0.12])  # away from mu, to the action that is taken too often
+    assert drift(1.0) == pytest.approx([0.2, -0.2])  # mu - pi
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_weights_loss_and_gradient_by_hand(name):
     logprobs_bt = POLICY.log().requires_grad_()

@@ -9,7 +9,7 @@ import torch
 from builders import ACTIONS, make_trajectory
 from retroformer.config import PolicyConfig, load_config
 from retroformer.errors import DataError, TrainingStopped
-from retroformer.objectives.losses import ASYMMETRIC_SHIFT
+from retroformer.objectives.losses import ASYMMETRIC_SHIFT, OBJECTIVES
 from retroformer.policies.checkpoints import build
 from retroformer.training.replay import Replay
 from retroformer.training.trainer import Trainer, new_value_head, rate
@@ -168,6 +168,19 @@ def test_advantages_are_lambda_returns_minus_the_learned_value_by_hand(monkeypat
     assert any(float(gradient.abs().max()) > 0 for gradient in expected)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("objective", "continuing", "below"), [("topr", False, 0.5), ("topr", True, 0.0), ("truncated", False, 0.0)]
+)
+def test_topr_counts_advantages_from_below_where_training_starts_afresh(monkeypatch, objective, continuing, below):
+    one = trainer([WON, LOST], objective=objective, continuing=continuing, batch=2, discount=1.0, margin=0.5)
+    one.queue = [[WON.id, LOST.id]]
+    seen, learn = [], OBJECTIVES[objective]
+    monkeypatch.setitem(OBJECTIVES, objective, lambda batch: seen.append(batch) or learn(batch))
+    one.update()
+    # Returns 1 and 0, each minus the other's, are 1 and -1; their root mean square is 1.
+    assert seen[0].advantages_bt.tolist() == [[below + 1.0] * 2, [below - 1.0] * 2]
 
 
 def test_the_value_head_learns_the_return():

@@ -56,7 +56,10 @@ def topr(batch: Batch) -> PolicyLoss:
     """w = A where A > 0, min(1, pi / mu) A otherwise: tapered off-policy REINFORCE (Le Roux et al. 2025).
 
     arXiv 2503.14286: good actions as in imitation, bad ones only as long as the policy still takes them, so the
-    objective is bounded above.
+    objective is bounded above. Bounded, not safe: where the baseline is above the value of a state, every action of it
+    has A < 0, and since min(1, pi / mu) spares whichever pi takes more often than mu does, that one grows, good or bad.
+    Below the value the same sum is imitation. So a baseline that may be wrong belongs below, as Arnal et al. 2025
+    (arXiv 2506.20520) prove for REINFORCE without weights: the trainer's `train.margin`.
     """
     ratios_bt = weights.ratios(batch.logprobs_bt, batch.behaviour_logprobs_bt, batch.mask_bt)
     weights_bt = weights.tapered(ratios_bt, batch.advantages_bt) * batch.advantages_bt

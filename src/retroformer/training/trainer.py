@@ -191,6 +191,8 @@ class Trainer:
         advantages_bt = advantages(returns_bt, baselines_bt, mask)
         if config.objective in NORMALISES_ADVANTAGES:
             advantages_bt = normalise(advantages_bt, mask)
+        if config.objective == "topr" and not self.continuing:
+            advantages_bt = torch.where(mask, advantages_bt + config.margin, 0.0)
         seen = Batch(logprobs_bt, batch.behaviour_logprobs_bt, advantages_bt, batch.returns_bt, batch.success_b, mask)
         policy_loss = OBJECTIVES[config.objective](seen).loss
         choices_bta = batch.action_mask_bta & ~batch.generated_bt[..., None]
