@@ -68,7 +68,7 @@ def test_a_bad_parameter_is_named_with_what_is_allowed(key, value, message):
 def test_a_missing_parameter_is_named(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(PARAMS.read_text().replace("  updates: ", "  # updates: "))
-    with pytest.raises(ConfigError, match=r"params\.yaml: train\.updates is missing"):
+    with pytest.raises(ConfigError, match=r"params\.yaml: train\.updates is missing \(gradient updates\)"):
         load_config(path)
 
 

@@ -263,25 +263,27 @@ def load_config(path: Path = Path("params.yaml"), overrides: dict[str, Any] | No
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(explain(path, values, item) for item in error.errors())) from None
+        raise ConfigError("; ".join(explain(path, item) for item in error.errors())) from None
 
 
-def explain(path: Path, values: dict[str, Any], item: Any) -> str:
+def explain(path: Path, item: Any) -> str:
     """One sentence for one of pydantic's complaints, with the nearest known key for a misspelt one."""
     import difflib
 
     key = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
+    if item["type"] in ("extra_forbidden", "missing"):
         model: Any = Config
         for part in item["loc"][:-1]:
             known = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
             model = known.get(part, model)
-        names = [field.alias or name for name, field in model.model_fields.items()]
-        near = difflib.get_close_matches(str(item["loc"][-1]), names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        last = str(item["loc"][-1])
+        if item["type"] == "missing":
+            meaning = fields[last].description
+            return f"{path}: {key} is missing{f' ({meaning})' if meaning else ''}"
+        near = difflib.get_close_matches(last, fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(fields)}"
         return f"{path}: {key} is not a parameter; {hint}"
-    if item["type"] == "missing":
-        return f"{path}: {key} is missing"
     if item["type"] == "value_error" and isinstance(item["input"], dict):
         return f"{path}: {item['ctx']['error']}"  # between parameters, which it names
     return f"{path}: {key} = {item['input']!r}: {item['msg'][:1].lower()}{item['msg'][1:]}"
