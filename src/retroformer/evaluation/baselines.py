@@ -85,8 +85,8 @@ def advice(found: Mapping[str, Any]) -> str:
     name = IMITATIONS.get(found["baseline"], found["baseline"])
     figures = f"{found['difference']:+.3f} [{found['lower']:+.3f}, {found['upper']:+.3f}], n {found['n']}"
     return (
-        f"the challenger is behind {name} on the final seeds, sampled: {figures}; try train.objective="
-        f"{found['baseline']}"
+        f"The challenger is behind {name} on the final seeds, sampled: {figures}; try train.objective="
+        f"{found['baseline']}."
     )
 
 
