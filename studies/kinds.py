@@ -56,15 +56,15 @@ def plays_of(packages: Sequence[str]) -> tuple[Play, ...]:
 
 
 def arms(seeds: int) -> list[Arm]:
-    """One policy for all families, one for each on equal updates, and the agents that made the logs."""
+    """A policy for all families by either objective, one for each on its share of the updates, the logs' agents."""
     packages = present()
     together = (*ONCE, ("tasks.train", named(KINDS, packages)), ("tasks.held_out", named(HELD_OUT, packages)))
+    budget = ("train.updates", UPDATES * len(packages))
+    for_all = {JOINT: (budget,), IMITATION: (budget, ("train.objective", "imitation_of_successes"))}
     found = []
     for seed in range(seeds):
         found.append(Arm("random", seed, plays=(SAMPLED,), policy="scripted:random", data=together))
-        budget = ("train.updates", UPDATES * len(packages))
-        imitating = (budget, ("train.objective", "imitation_of_successes"))
-        for name, overrides in ((JOINT, (budget,)), (IMITATION, imitating)):
+        for name, overrides in for_all.items():
             found.append(Arm(name, seed, overrides, plays_of(packages), data=together))
         for package in packages:
             own = ("tasks.train", named(KINDS, [package]))

@@ -117,6 +117,8 @@ NEEDS_BEHAVIOUR = frozenset({"topr", "truncated"})
 """Objectives that cannot do without the behaviour's log-probabilities."""
 NEEDS_ADVANTAGES = frozenset({"topr", "truncated", "symmetric", "asymmetric"})
 """Objectives that look at advantages; a baseline means nothing to the others."""
+TAKES_MARGIN = frozenset({"topr"})
+"""Objectives that `train.margin` steadies; `asymmetric` has a shift of its own."""
 NORMALISES_ADVANTAGES = NEEDS_ADVANTAGES - {"asymmetric"}
 """Objectives whose advantages may be rescaled by `baselines.normalise`; `asymmetric` needs units of return."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,10 @@ def decide(
     if of_logs:
         judged, lines = judge_on_logs(of_logs, config), []
     else:
-        played = evaluation / "episodes.csv"
-        judged = judge_episodes(played, config, evaluate, set(report.get("one_mission", ())))
-        lines = baseline_lines(read_episodes(played), history, round_number, None, evaluate.confidence)
+        path = evaluation / "episodes.csv"
+        played = read_episodes(path)
+        judged = judge_episodes(path, played, config, evaluate, set(report.get("one_mission", ())))
+        lines = baseline_lines(played, history, round_number, None, evaluate.confidence)
     verdict = {"round": round_number, **judged.to_dict(), "behind": behind(lines)}
     with replacing(out) as folder:
         write_json(folder / "verdict.json", verdict)
@@ -76,9 +77,11 @@ def decide(
     return {key: verdict[key] for key in ("verdict", "reason", "difference", "lower", "upper", "n")}
 
 
-def judge_episodes(path: Path, config: DecideConfig, evaluate: EvaluateConfig, one_mission: set[str]) -> Verdict:
-    """The verdict on what episodes.csv holds. `one_mission`: the tasks whose mission cannot be swapped."""
-    gate = [one for one in read_episodes(path) if (one.range, one.decoding) == ("gate", "sampled")]
+def judge_episodes(
+    path: Path, played: Sequence[Played], config: DecideConfig, evaluate: EvaluateConfig, one_mission: set[str]
+) -> Verdict:
+    """The verdict on `played`, what episodes.csv holds. `one_mission`: the tasks whose mission cannot be swapped."""
+    gate = [one for one in played if (one.range, one.decoding) == ("gate", "sampled")]
     champion = scores(path, gate, "champion", "true")
     challenger = scores(path, gate, "challenger", "true")
     # The control compares the tasks that can be played with another mission, told either.

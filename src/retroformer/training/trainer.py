@@ -29,6 +29,7 @@ from retroformer.objectives.losses import (
     NEEDS_BEHAVIOUR,
     NORMALISES_ADVANTAGES,
     OBJECTIVES,
+    TAKES_MARGIN,
     Batch,
     entropy,
     value_loss,
@@ -191,7 +192,7 @@ class Trainer:
         advantages_bt = advantages(returns_bt, baselines_bt, mask)
         if config.objective in NORMALISES_ADVANTAGES:
             advantages_bt = normalise(advantages_bt, mask)
-        if config.objective == "topr" and not self.continuing:
+        if config.objective in TAKES_MARGIN and not self.continuing:
             advantages_bt = torch.where(mask, advantages_bt + config.margin, 0.0)
         seen = Batch(logprobs_bt, batch.behaviour_logprobs_bt, advantages_bt, batch.returns_bt, batch.success_b, mask)
         policy_loss = OBJECTIVES[config.objective](seen).loss
