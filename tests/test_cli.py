@@ -196,3 +196,20 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr.strip().startswith("retroformer: interrupted")
     assert "Traceback" not in done.stderr
+
+
+def test_the_first_agent_is_pinned_until_a_round_is_closed(capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import replace
+
+    from retroformer.pins import read_pins, verify, write_pins
+
+    assert cli.main(["first-agent", "scripted:expert?noise=0.5"]) == 0
+    pins = read_pins()
+    assert pins.champion.policy == "scripted:expert?noise=0.5"
+    assert verify(pins.champion)
+    assert cli.main(["first-agent", "scripted:expret"]) == 2
+    assert "no scripted agent 'scripted:expret'; known: scripted:babyai-bot" in capsys.readouterr().err
+    write_pins(Path("data/champion.json"), replace(pins, closed_rounds=2))
+    assert cli.main(["first-agent", "scripted:random"]) == 2
+    assert "data/champion.json has 2 closed rounds" in capsys.readouterr().err
+    assert read_pins().champion == pins.champion

@@ -47,6 +47,11 @@ def test_an_override_replaces_one_value():
         ("tasks.train", ["babyai:P5N2", "babyai:P5N2"], r"tasks\.train has babyai:P5N2 2 times, expected once"),
         ("tasks.held_out", ["babyai:P7N3"] * 3, r"tasks\.held_out has babyai:P7N3 3 times, expected once"),
         ("tasks.held_out", ["babyai:P6N3"], r"tasks\.held_out has babyai:P6N3, which tasks\.train has too"),
+        (
+            "tasks.held_out",
+            ["mine:P6N3"],
+            r"babyai:P6N3 and mine:P6N3 would be one task in every table; give one another name",
+        ),
         ("validate.min_reward", 2, r"validate\.min_reward = 2 is above validate\.max_reward = 1"),
         ("collect.episodes", 100_001, r"collect\.episodes = 100001: .*less than or equal to 100000"),
         ("evaluate.first_look", 100_001, r"evaluate\.first_look = 100001: .*less than or equal to 100000"),
@@ -102,6 +107,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 def test_the_largest_counts_have_seeds():
     large = {"collect.episodes": 100_000, "evaluate.first_look": 50_000, "evaluate.looks": 2}
     assert load_config(PARAMS, large).evaluate.looks == 2
+
+
+def test_classes_without_tasks_are_told_apart():
+    names = ["mine.Parrot:default", "mine.Ladder:default"]
+    assert load_config(PARAMS, {"tasks.train": names}).tasks.train == tuple(names)
 
 
 def test_a_missing_file_says_where_to_run(tmp_path):

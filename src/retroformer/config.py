@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from retroformer.errors import ConfigError
+from retroformer.types import label
 
 Share = Annotated[float, Field(ge=0, le=1)]
 EPISODES = 100_000
@@ -54,6 +55,12 @@ class TasksConfig(Section):
                     raise ValueError(f"tasks.{key} has {name} {names.count(name)} times, expected once")
         if both := [name for name in self.held_out if name in self.train]:
             raise ValueError(f"tasks.held_out has {both[0]}, which tasks.train has too: held out is not trained on")
+        called: dict[str, str] = {}
+        for name in (*self.train, *self.held_out):
+            package, _, task = name.partition(":")
+            other = called.setdefault(label(package, task), name)
+            if other != name:
+                raise ValueError(f"{other} and {name} would be one task in every table; give one another name")
         return self
 
 

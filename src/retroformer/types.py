@@ -50,6 +50,15 @@ class StopReason(StrEnum):
     """An imported log that ends without saying why."""
 
 
+ONLY = "default"
+"""What the task of a package is called that has only one and gives it no name."""
+
+
+def label(environment: str, name: str) -> str:
+    """The task's name; its environment's, where it has none of its own. Two of a run differ, see `TasksConfig`."""
+    return environment if name == ONLY else name
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One task instance: the same environment, name and seed always give the same episode."""
@@ -70,6 +79,11 @@ class Task:
     def id(self) -> str:
         """``package:task#seed``."""
         return f"{self.environment}:{self.name}#{self.seed}"
+
+    @property
+    def label(self) -> str:
+        """What tells it from the other tasks of a run, in tables and where tasks are compared; see `label`."""
+        return label(self.environment, self.name)
 
 
 @dataclass(frozen=True, slots=True)

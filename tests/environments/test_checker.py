@@ -75,6 +75,13 @@ FAULTS = {
     ),
     "everything is admissible": ("or action not in self.can()", "", "Actions", "not admissible does not raise"),
     "twice": ('("up", "wait")', '("up", "wait", "up")', "Actions", "'up' is admissible twice"),
+    "white space alone": (
+        '("up", "wait")',
+        '("up", "up ", "wait")',
+        "Actions",
+        "'up' and 'up ' differ in white space alone",
+    ),
+    "nothing to read": ('("up", "wait")', '(" ", "up", "wait")', "Actions", "is ' ', expected a str with words"),
     "nothing to choose": ('("up", "wait")', "()", "Actions", "no action is admissible and the episode goes on"),
     "no longer there": ('{"admissible_actions": self.can()}', "{}", "Actions", "is None, expected a tuple of str"),
     "infinite": ("0.0, False, False", "math.inf, False, False", "Reward", "the reward is inf, expected a finite"),
@@ -144,6 +151,22 @@ def test_a_fault_is_told_with_the_paragraph_that_it_breaks(ladder, fault: str, m
     found = "\n".join(report.problems[paragraph])
     assert re.search(message, found), list(report.lines())
     assert any(section(paragraph) in line for line in report.lines())
+
+
+@pytest.mark.parametrize("kept", ["random.random()", "len(SEEN)"])
+def test_what_the_instances_of_a_process_share_is_told(ladder, kept: str) -> None:
+    name = ladder("class Ladder:", "import random\nSEEN = []\n\n\nclass Ladder:")
+    path = Path(f"{name.partition('.')[0]}.py")
+    text = path.read_text()
+    for old, new in (
+        ("self.left, self.t = ", "random.seed(seed); SEEN.clear(); self.left, self.t = "),
+        ("self.t += 1", "self.t += 1; SEEN.append(action)"),
+        ("{self.left} to go", f"{{self.left}} {{{kept}}}"),
+    ):
+        text = text.replace(old, new)
+    path.write_text(text)
+    (found, *_) = check_environment(name).problems["Determinism"]
+    assert re.search("played while another instance plays in the same process, step [12]: observation was", found)
 
 
 def test_tools_are_checked_in_text_mode(ladder) -> None:

@@ -74,6 +74,19 @@ def test_a_class_without_tasks_has_one(folder: Path) -> None:
     assert start(make("zoo_single.Parrot:default"), 0)[0] == "it says a"
 
 
+@pytest.mark.parametrize("tasks", ["()", "(1, 2)", '("",)'])
+def test_tasks_that_are_no_names_are_told(folder: Path, tasks: str) -> None:
+    (folder / "zoo_tasks.py").write_text(PARROT.replace('("short", "long")', tasks, 1))
+    with pytest.raises(EnvironmentFault, match=r"zoo_tasks.Parrot.tasks is \(.*, expected at least one task name"):
+        known("zoo_tasks.Parrot")
+
+
+def test_an_entry_point_may_have_a_dot(folder: Path) -> None:
+    (folder / "zoo_dotted.py").write_text(PARROT)
+    install(folder, **{"my.zoo": "zoo_dotted:Parrot"})
+    assert known("my.zoo") == ("long", "short")
+
+
 def test_an_entry_point_is_named_without_its_module(folder: Path) -> None:
     (folder / "zoo_installed.py").write_text(PARROT)
     install(folder, zoo="zoo_installed:Parrot")

@@ -14,15 +14,15 @@ from retroformer.errors import DataError
 from retroformer.evaluation.episodes import COLUMNS
 from retroformer.evaluation.report import write_report
 
-STRICT = {"babyai:P5N2": 0.5, "babyai:P6N3": 0.44, "babyai:P6N4": 0.41, "babyai:D6N4": 0.47}
+STRICT = {"P5N2": 0.5, "P6N3": 0.44, "P6N4": 0.41, "D6N4": 0.47}
 MINIGRID = {
-    "babyai:GoToLocalS5N2": 0.72,
-    "babyai:GoToLocalS6N4": 0.63,
-    "babyai:PickupDist": 0.5,
-    "babyai:GoToDoor": 0.6,
+    "GoToLocalS5N2": 0.72,
+    "GoToLocalS6N4": 0.63,
+    "PickupDist": 0.5,
+    "GoToDoor": 0.6,
 }
 LEVELS = {"strict": STRICT, "minigrid": MINIGRID}
-HELD_OUT = {"strict": {"babyai:P7N3": 0.38, "babyai:P8N5": 0.3}, "minigrid": {"babyai:GoToLocalS7N4": 0.55}}
+HELD_OUT = {"strict": {"P7N3": 0.38, "P8N5": 0.3}, "minigrid": {"GoToLocalS7N4": 0.55}}
 ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle")
 
 
@@ -96,9 +96,9 @@ def make_round(data, *, number=3, each=24):
         )
     told = {"seed": 30300017, "mission": "true", "description": "pick red_ball", "steps": steps}
     samples = [
-        {"policy": "challenger", "task": "babyai:P6N3", "outcome": "success"} | told,
-        {"policy": "challenger", "task": "babyai:D6N4", "outcome": "failure"} | told,
-        {"policy": "champion", "task": "babyai:P6N3", "outcome": "failure"} | told,
+        {"policy": "challenger", "task": "P6N3", "outcome": "success"} | told,
+        {"policy": "challenger", "task": "D6N4", "outcome": "failure"} | told,
+        {"policy": "champion", "task": "P6N3", "outcome": "failure"} | told,
     ]
     write(data / "evaluation/samples/trajectories.json", samples)
 
@@ -144,7 +144,7 @@ def make_round(data, *, number=3, each=24):
                 outcome = "truncated" if k == 0 else "success" if chance.random() < base else "failure"
                 outcomes.append(outcome)
                 quality = min(1, max(0, (0.75 if outcome == "success" else 0.2) + chance.gauss(0, 0.1)))
-                row = [f"{len(catalogue):016x}", number, family, task.split(":")[1], "train", outcome, 1.0, 7, quality]
+                row = [f"{len(catalogue):016x}", number, family, task, "train", outcome, 1.0, 7, quality]
                 catalogue.append([*row, 1 + int(3 * (1 - quality) * 0.99), 1 / 120, "3f2a9c01d4e5b677"])
     write_csv(data / "batches/catalogue.csv", list(CATALOGUE), catalogue)
     counts = {name: outcomes.count(name) for name in ("success", "failure", "truncated")}

@@ -39,6 +39,7 @@ Around them:
   lineage VERSION    what is behind a version, back to the lines of logs; --trajectory ID: what learned from it
   forget    remove trajectories from the history for good, leave a tombstone, say what to run again
   off-policy    how much better a policy is than what made some logs, from the logs alone
+  first-agent NAME   which scripted agent is the first champion, for environments of your own
   check-environment NAME    play an environment, package:task or an import path, and say what breaks its contract
 """
 
@@ -53,6 +54,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "lineage": lineage.lineage,
     "forget": lineage.forget,
     "off-policy": commands.off_policy,
+    "first-agent": commands.first_agent,
     "check-environment": commands.check_environment,
 }
 

@@ -81,6 +81,27 @@ def check_environment(arguments: Sequence[str]) -> None:
         raise EnvironmentFault(f"{broken} of {checked} tasks of {name} break the contract, see above")
 
 
+def first_agent(arguments: Sequence[str]) -> None:
+    """Say which scripted agent is the first champion: the one that round 1 learns from and is to beat.
+
+    scripted:expert?noise=0.5 asks the environment's expert_action() and errs in half of the steps; scripted:random
+    needs nothing of the environment. It can be changed until the first round is closed. Where the first history is logs
+    of an agent that ran elsewhere, none is needed: see docs/from-your-logs.md.
+    """
+    from retroformer.pins import Pin, Pins, policy_hash, read_pins, write_pins
+    from retroformer.policies.scripted import load_scripted
+
+    parser = parser_of("first-agent", first_agent)
+    parser.add_argument("agent", help="scripted:NAME?noise=SHARE; quote it, as ? is the shell's too")
+    agent = parse(parser, arguments).agent
+    load_scripted(agent)
+    path = Path("data/champion.json")
+    if path.exists() and (closed := read_pins(path).closed_rounds):
+        raise ConfigError(f"{path} has {closed} closed rounds, so there is a first agent; promote another by models")
+    write_pins(path, Pins(0, Pin(agent, policy_hash(agent)), None))
+    print(f"{path}: the first champion is {agent}")
+
+
 def import_(arguments: Sequence[str]) -> None:
     """Import logs of agents that ran elsewhere as trajectories."""
     from retroformer.environments.splits import of_instance

@@ -8,14 +8,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 
 from retroformer.chat import ToolCall, write_action
-from retroformer.environments import lexicon, make, start
+from retroformer.environments import make, split_name, start
+from retroformer.environments.packages import find
 from retroformer.environments.protocol import MOST_TEXT, TextEnvironment, section
 from retroformer.environments.watched import Doing, Watched
 from retroformer.errors import EnvironmentFault
@@ -105,7 +107,7 @@ def check_environment(
             check_missions(report, environment, [one for one in records if one.raised is None][:FEW])
             check_expert(report, environment, [one.seed for one in records])
     if records:
-        doing("played again in another process", 2 + len(records))
+        doing("played again in another process", 2 + len(records) + FEW)
         check_determinism(report, telling, records)
         check_lexicon(report, telling, records)
     return report
@@ -206,8 +208,10 @@ def observed(
     """What was said at one point, held against the contract."""
     if not isinstance(observation, str) or not observation:
         report.add("Texts", f"{where}: the observation is {observation!r:.80}, expected a str with something in it")
-    elif len(observation) > MOST_TEXT or observation.encode(errors="replace").decode() != observation:
-        report.add("Texts", f"{where}: the observation has {len(observation):,} characters, or some that are not UTF-8")
+    elif len(observation) > MOST_TEXT:
+        report.add("Texts", f"{where}: the observation has {len(observation):,} characters, at most {MOST_TEXT:,}")
+    elif observation.encode(errors="replace").decode() != observation:
+        report.add("Texts", f"{where}: the observation has characters that UTF-8 cannot hold")
     if not isinstance(info, dict):
         report.add("Texts", f"{where}: info is a {type(info).__name__}, expected a dict")
         info = {}
@@ -244,15 +248,19 @@ def check_admissible(report: Report, where: str, actions: Any) -> tuple[str, ...
     if not isinstance(actions, (tuple, list)):
         report.add("Actions", f"{where}: info['admissible_actions'] is {actions!r:.80}, expected a tuple of str")
         return ()
-    wrong = [one for one in actions if not isinstance(one, str) or not one]
+    wrong = [one for one in actions if not isinstance(one, str) or not one.split()]
     if wrong:
-        report.add("Actions", f"{where}: an admissible action is {wrong[0]!r:.80}, expected a str")
-    sound = tuple(one for one in actions if isinstance(one, str) and one)
+        report.add("Actions", f"{where}: an admissible action is {wrong[0]!r:.80}, expected a str with words in it")
+    sound = tuple(one for one in actions if isinstance(one, str) and one.split())
     if not sound:
         report.add("Actions", f"{where}: no action is admissible and the episode goes on")
     twice = [one for one in dict.fromkeys(sound) if sound.count(one) > 1]
     if twice:
         report.add("Actions", f"{where}: {twice[0]!r} is admissible twice")
+    words: dict[str, str] = {}
+    for one in sound:
+        if (other := words.setdefault(" ".join(one.split()), one)) != one:
+            report.add("Actions", f"{where}: {other!r} and {one!r} differ in white space alone, which few models see")
     return sound
 
 
@@ -375,18 +383,54 @@ def replay(name: str, telling: dict[str, str], records: Sequence[Record]) -> lis
         ][::-1]
 
 
+def replay_beside(name: str, telling: dict[str, str], records: Sequence[Record]) -> list[Record]:
+    """The same while another instance plays in the same process, one call of each in turn, as collection does it."""
+    with opened(Report(name), telling) as environment, opened(Report(name), telling) as other:
+        calls = calls_of(other, records[::-1])
+
+        def play_one(one: Record) -> Record:
+            def choose(moment: Moment, t: int) -> str | None:
+                next(calls)
+                return (*one.actions, None)[t]
+
+            return play(Report(name), environment, one.seed, choose)
+
+        return [play_one(one) for one in records]
+
+
+def calls_of(environment: TextEnvironment, records: Sequence[Record]) -> Iterator[None]:
+    """These episodes over and over, a call each time that the next is asked for."""
+    for one in cycle(records):
+        with suppress(Exception):  # what breaks here is told where it is played alone
+            environment.reset(seed=one.seed, options={"mission": "true"})
+            for action in one.actions:
+                yield
+                environment.step(action)
+        yield
+
+
 def check_determinism(report: Report, telling: dict[str, str], records: Sequence[Record]) -> None:
-    """The same in another process, whose sets are in another order."""
+    """The same in another process, whose sets are in another order, and there beside another instance."""
     from joblib.externals.loky import ProcessPoolExecutor
 
+    # An episode's own calls are what the other one's come between.
+    few = [one for one in records if one.actions][:FEW]
     try:
         with ProcessPoolExecutor(1, env={"PYTHONHASHSEED": "1"}) as executor:
             again = executor.submit(replay, report.name, telling, records).result()
+            beside = executor.submit(replay_beside, report.name, telling, few).result() if few else []
     except BrokenExecutor:
         report.add("Determinism", "played again in another process, it ended that process")
         return
+    compare(report, records, again, "played again in another process")
+    if "Determinism" not in report.problems:
+        compare(report, few, beside, "played while another instance plays in the same process")
+
+
+def compare(report: Report, records: Sequence[Record], again: Sequence[Record], how: str) -> None:
+    """Note where an episode was another when it was played again."""
     for one, other in zip(records, again, strict=True):
-        where = f"seed {one.seed}, played again in another process"
+        where = f"seed {one.seed}, {how}"
         if other.raised != one.raised:
             report.add("Determinism", f"{where}: it raised {other.raised}, before {one.raised}")
         elif one.task != other.task:
@@ -403,7 +447,7 @@ def check_determinism(report: Report, telling: dict[str, str], records: Sequence
 
 def check_lexicon(report: Report, telling: dict[str, str], records: Sequence[Record]) -> None:
     """A package that lists its words lists all of them."""
-    words = set(lexicon([report.name], **telling))
+    words = set(find(split_name(report.name)[0]).lexicon(**telling))
     said = {word for one in records for moment in one.moments for word in moment.observation.split()}
     said |= {word for one in records for word in one.task.split()}
     said |= {word for one in records for moment in one.moments for word in " ".join(moment.admissible or ()).split()}

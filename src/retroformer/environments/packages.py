@@ -28,6 +28,7 @@ from typing import Any
 
 from retroformer.environments.protocol import TextEnvironment
 from retroformer.errors import EnvironmentFault
+from retroformer.types import ONLY
 
 GROUP = "retroformer.environments"
 """The entry points' group."""
@@ -50,7 +51,6 @@ EXTRAS = {
     "textworld-express": "pip install 'retroformer[textworld-express]' && apt-get install default-jre-headless",
 }
 """Of these, the extras, and what installs them in a shell."""
-ONLY = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,11 @@ def find(name: str) -> Package:
 
     Raises EnvironmentFault with the nearest names, or with what is missing and how to install it.
     """
-    if "." in name:
-        return import_path(name)
     if name in ADAPTERS:
         return shipped(name)
     installed = {point.name: point for point in entry_points(group=GROUP)}
+    if "." in name and name not in installed:
+        return import_path(name)
     if name not in installed:
         every = tuple({**ADAPTERS, **installed})
         raise EnvironmentFault(
@@ -182,6 +182,8 @@ def described(name: str, found: Any) -> Package:
     tasks = getattr(found, "tasks", None)
     if isinstance(tasks, str):
         raise EnvironmentFault(f"{name}.tasks is the text {tasks!r}, expected a tuple of task names")
+    if tasks is not None and (not tasks or not all(isinstance(one, str) and one for one in tasks)):
+        raise EnvironmentFault(f"{name}.tasks is {tasks!r:.80}, expected at least one task name")
     build: Callable[..., Any] = found if tasks is not None else lambda task: found()
     if not hasattr(found, "step"):
         from retroformer.environments.tools import ToolEnvironment

@@ -26,7 +26,8 @@ results have the form of ``retroformer.chat``.
 **End.** ``terminated``: the task is over. ``truncated``: the task's own step limit was reached, which is a failed task.
 The step that ends the episode sets ``info["success"]``, true or false. Every episode ends.
 
-**Determinism.** The same seed, options and actions give the same episode, also in another process.
+**Determinism.** The same seed, options and actions give the same episode, also in another process, and also while other
+instances play in the same one: what chance decides comes from a generator of the instance's own, seeded by ``reset``.
 
 **Mission.** ``options["mission"]`` is the control that shows whether a policy follows its task: ``true`` (default);
 ``shuffled``: the agent is told the mission of another episode of the same level, one that differs; ``other``: it is

@@ -11,6 +11,9 @@ parameters and a docstring, each a tool. Its attributes say the rest:
 - ``max_steps``: the task's step limit;
 - ``tasks`` and ``family``, as in `retroformer.environments.packages`.
 
+Two methods are no tools, and are for scripted agents: ``expert_action()``, what an expert would write now, or None, and
+``possible_actions()``, what could be written, to draw from.
+
 ``reset`` is given ``seed=`` where it has a parameter for it. A tool's error goes to the agent as an observation, unless
 it is one of `INFRASTRUCTURE`: then nobody knows whether the agent would have solved the task.
 """
@@ -34,7 +37,7 @@ from retroformer.errors import EnvironmentFault
 MAX_STEPS = 20
 """The step limit of a class that does not say."""
 INFRASTRUCTURE = (ConnectionError, TimeoutError, MemoryError, EnvironmentFault)
-NOT_TOOLS = {"reset", "close", "expert_action"}
+NOT_TOOLS = {"reset", "close", "expert_action", "possible_actions"}
 PARAMETER = re.compile(r"^\s*(\w+)\s*(?:\([^)]*\))?\s*:\s*(.*)$")
 
 
@@ -117,9 +120,10 @@ class ToolEnvironment:
             raise EnvironmentFault(f"{kind.__name__} has neither step nor a public method that could be a tool")
         self._steps: int | None = None
         self._reward = 0.0
-        expert = getattr(self.inner, "expert_action", None)
-        if expert is not None:
-            self.expert_action = expert
+        # Only where the class has them: who asks looks whether they are there.
+        for name in ("expert_action", "possible_actions"):
+            if hasattr(self.inner, name):
+                setattr(self, name, getattr(self.inner, name))
 
     def reset(self, *, seed: int, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start episode `seed`. Where the class's own reset says nothing, the first observation is the instruction."""

@@ -21,7 +21,7 @@ from retroformer.evaluation.episodes import read_episodes
 from retroformer.evaluation.figures import Point, Row, Series
 from retroformer.evaluation.intervals import Estimate
 from retroformer.evaluation.off_policy.table import tables as tables_on_logs
-from retroformer.evaluation.success import POLICIES, behaviour_of, cell, labels, success_tables
+from retroformer.evaluation.success import POLICIES, behaviour_of, cell, success_tables
 from retroformer.storage import read_json, write_text
 
 MAX_TEXT = 2_000
@@ -218,8 +218,8 @@ def level_bars(tables: Sequence[dict[str, Any]]) -> list[Any]:
             cells = [(one.policy, row["cells"][k]) for k, one in shown]
             rows = [Row(policy, policy, *own[:3]) for policy, own in cells if own is not None]
             if row["kind"] == "family":
-                parts.append((f"{table['name']}, {row['label']}", []))
-            (parts[-1][1] if row["kind"] == "task" else means).append((row["label"], rows))
+                parts.append((f"{table['name']}, {row['name']}", []))
+            (parts[-1][1] if row["kind"] == "task" else means).append((row["name"], rows))
         legend = [(one.policy, one.policy) for _, one in shown]
         drawn += [figures.bars(title, groups, legend) for title, groups in parts if groups]
     return drawn
@@ -227,9 +227,8 @@ def level_bars(tables: Sequence[dict[str, Any]]) -> list[Any]:
 
 def difference_rows(verdict: dict[str, Any]) -> list[Row]:
     """The difference over all tasks and in each."""
-    names = labels(one["task"] for one in verdict["per_task"])
     lines = [("all tasks", "challenger", verdict)] if verdict["difference"] is not None else []
-    lines += [(names[one["task"]], "neutral", one) for one in verdict["per_task"]]
+    lines += [(one["task"], "neutral", one) for one in verdict["per_task"]]
     return [Row(name, kind, one["difference"], one["lower"], one["upper"]) for name, kind, one in lines]
 
 

@@ -53,17 +53,12 @@ def success_tables(
     for name in sorted(found, key=lambda name: rank(name, RANGES)):
         columns = found[name]
         tasks = sorted({key for scores in columns.values() for key in scores})
-        shown = labels(task for _, task in tasks)
         if name == "gate" and behaviour:
-            # The catalogue names a task without its environment.
-            columns[Column("behaviour", "true", "sampled")] = {
-                key: behaviour[bare] for key in tasks if (bare := (key[0], key[1].partition(":")[2])) in behaviour
-            }
+            columns[Column("behaviour", "true", "sampled")] = {key: behaviour[key] for key in tasks if key in behaviour}
         order = sorted(columns, key=column_rank)
         rows = [
             {
                 "name": label,
-                "label": shown.get(label, label),
                 "kind": kind,
                 "cells": [estimate(columns[one], mine, confidence) for one in order],
             }
@@ -73,13 +68,6 @@ def success_tables(
         table = {"name": name, "title": RANGES.get(name, name), "columns": order, "groups": groups, "rows": rows}
         tables.append(table)
     return tables
-
-
-def labels(tasks: Iterable[str]) -> dict[str, str]:
-    """Task -> its name; without the environment where all tasks are of the same one."""
-    parts = {task: task.partition(":") for task in tasks}
-    alone = len({environment for environment, _, _ in parts.values()}) == 1
-    return {task: name if alone else task for task, (_, _, name) in parts.items()}
 
 
 def rank(name: str, order: Iterable[str]) -> tuple[int, str]:

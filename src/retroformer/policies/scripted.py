@@ -73,12 +73,18 @@ class Scripted:
         if self.noise < 1:
             ask = getattr(decision.environment, "expert_action", None)
             if ask is None:
-                raise PolicyError(f"{self.version} needs an environment with an expert, got {decision.environment!r}")
+                raise PolicyError(
+                    f"{self.version} needs an environment with an expert, got {decision.environment!r}; "
+                    "give it expert_action(), or begin with scripted:random: retroformer first-agent scripted:random"
+                )
             expert = ask()
         if text and expert is not None:
             actions = tuple(dict.fromkeys((*actions, expert)))
         if not actions:
-            raise PolicyError(f"{self.version} has no action to choose in slot {decision.slot} at step {decision.t}")
+            raise PolicyError(
+                f"{self.version} has no action to choose in slot {decision.slot} at step {decision.t}: where "
+                "actions are written, a scripted agent needs expert_action() or possible_actions() of the environment"
+            )
         noise = 1.0 if expert is None else self.noise
         probabilities = tuple(noise / len(actions) + (1 - noise) * (action == expert) for action in actions)
         index = draw(probabilities, decision.uniform)

@@ -146,7 +146,7 @@ class Lanes:
 
     def _observe(self, slot: int, observation: Any, info: dict[str, Any], found: dict[str, Any]) -> None:
         """What the agent sees next, and what it asks besides."""
-        observation = sound(observation, "the observation")
+        observation = filled(sound(observation, "the observation"), "the observation")
         actions = info.get("admissible_actions")
         if actions is not None:
             actions = sound_actions(actions)
@@ -211,11 +211,18 @@ def sound(value: Any, what: str) -> str:
     return value if type(value) is str else str.__str__(value)
 
 
+def filled(text: str, what: str) -> str:
+    """The text, which must not be empty: nothing could be read there, or sampled."""
+    if not text:
+        raise ValueError(f"{what} is empty, expected something in it")
+    return text
+
+
 def sound_actions(actions: Any) -> tuple[str, ...]:
     """Actions to choose among. Raises TypeError or ValueError where they are none, or one is there twice."""
     if not isinstance(actions, (tuple, list)):
         raise TypeError(f"info['admissible_actions'] must be a tuple of str, got {type(actions).__name__}")
-    texts = tuple(sound(action, "an admissible action") for action in actions)
+    texts = tuple(filled(sound(action, "an admissible action"), "an admissible action") for action in actions)
     if len(set(texts)) < len(texts):
         twice = next(text for text in texts if texts.count(text) > 1)
         raise ValueError(f"info['admissible_actions'] has {twice!r:.80} twice: name every action once")

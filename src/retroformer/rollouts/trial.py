@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import sys
+import sysconfig
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
@@ -51,12 +53,25 @@ def per_package(function: Callable[..., Iterable[Any]], names: Iterable[str], co
 
 
 def files(names: Sequence[str], *, text: str, actions: str) -> list[Path]:
-    """Where the classes of the tasks' environments are defined."""
-    found = []
+    """The files of the tasks' environments: of their classes, their packages, and all that is imported and uninstalled.
+
+    What is installed has a version; what is not may be changed while a run is killed.
+    """
+    found, packages = set(), set()
     for name in names:
         with closing(make(name, text=text, actions=actions)) as environment:
-            found.append(Path(inspect.getfile(type(getattr(environment, "inner", environment)))).resolve())
-    return found
+            kind = type(getattr(environment, "inner", environment))
+            found.add(Path(inspect.getfile(kind)).resolve())
+            packages.add(kind.__module__.partition(".")[0])
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    for name, module in list(sys.modules.items()):
+        if not (file := getattr(module, "__file__", None)) or name in ("__main__", "__mp_main__"):
+            continue
+        path = Path(file).resolve()
+        installed = library in path.parents or {"site-packages", "dist-packages"} & set(path.parts)
+        if path.is_file() and (not installed or name.partition(".")[0] in packages):
+            found.add(path)
+    return sorted(found)
 
 
 def drawable(names: Sequence[str], *, text: str, actions: str) -> list[bool]:

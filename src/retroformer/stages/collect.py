@@ -146,7 +146,7 @@ def describe(trajectories: Iterable[Trajectory], round_number: int, policy: str)
     for one in trajectories:
         steps += len(one.steps)
         outcomes[one.outcome.value] += 1
-        task = per_task.setdefault(one.task.name, {"episodes": 0, "family": "", "success": 0, "n": 0})
+        task = per_task.setdefault(one.task.label, {"episodes": 0, "family": "", "success": 0, "n": 0})
         task["episodes"] += 1
         task["family"] = task["family"] or one.task.family  # one that was lost before it began has none
         task["n"] += one.learnable

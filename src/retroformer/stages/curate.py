@@ -107,7 +107,7 @@ def row(number: int, trajectory: Trajectory) -> dict[str, Any]:
         "trajectory_id": trajectory.id,
         "round": number,
         "family": trajectory.task.family,
-        "task": trajectory.task.name,
+        "task": trajectory.task.label,
         "split": split_of(trajectory),
         "outcome": trajectory.outcome.value,
         "total_reward": trajectory.total_reward,

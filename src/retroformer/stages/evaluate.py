@@ -24,7 +24,7 @@ from retroformer.rollouts.episodes import Conditions, Episode, Played
 from retroformer.rollouts.trial import played_at_random, swappable, try_all
 from retroformer.rollouts.workers import Player, play_all
 from retroformer.storage import check_replaceable, read_trajectories, replacing, resume_folder, write_json
-from retroformer.types import Outcome, Trajectory
+from retroformer.types import Outcome, Trajectory, label
 
 SAMPLES = 8
 """Whole trajectories kept for people to read, with the probability of every action."""
@@ -144,7 +144,7 @@ def evaluate(
         "looks": looked,
         "summary": summarise(rows, config.confidence),
         "errors": sum(row["success"] is None for row in rows),
-        "one_mission": [name.partition(":")[2] for name in tasks.train if name not in able],
+        "one_mission": [label(*name.split(":", 1)) for name in tasks.train if name not in able],
     }
     samples = read_samples(players["challenger"], tasks, able, conditions, collect.workers, seed, pins.round)
     with replacing(out) as folder:
@@ -294,7 +294,7 @@ def row_of(part: Part, one: Played) -> Row:
         "mission": part.mission,
         "decoding": "greedy" if part.player.greedy else "sampled",
         "family": trajectory.task.family,
-        "task": trajectory.task.name,
+        "task": trajectory.task.label,
         "seed": one.episode.seed,
         "success": trajectory.outcome is Outcome.SUCCESS if trajectory.learnable else None,
         "outcome": trajectory.outcome.value,
@@ -376,7 +376,7 @@ def read_samples(
             samples.append(
                 {
                     "policy": "challenger",
-                    "task": task.name,
+                    "task": task.label,
                     "seed": task.seed,
                     "mission": one.episode.mission,
                     "description": task.description,

@@ -105,7 +105,7 @@ class Replay:
             behaviour.extend(math.nan if step.logprob is None else step.logprob for step in trajectory.steps)
             success.append(trajectory.outcome is Outcome.SUCCESS)
             temperature.append(trajectory.temperature)
-            tasks.append(names[0].setdefault(trajectory.task.name, len(names[0])))
+            tasks.append(names[0].setdefault(trajectory.task.label, len(names[0])))
             instances.append(names[1].setdefault(trajectory.task.id, len(names[1])))
             advance(1)
         if not counts:

@@ -53,7 +53,7 @@ class Logs:
         self.kinds_sa: Integers = np.zeros((len(steps), max(map(len, choices))), dtype=np.int64)
         for row, actions in zip(self.kinds_sa, choices, strict=True):
             row[: len(actions)] = [kind.get(action, len(kind)) for action in actions]
-        self.tasks: list[str] = [one.task.name for one in self.trajectories]
+        self.tasks: list[str] = [one.task.label for one in self.trajectories]
         self.instance_n = numbered([one.task.id for one in self.trajectories])
 
     @property
