@@ -8,6 +8,7 @@ not, batch shapes and their rounding included.
 from __future__ import annotations
 
 import os
+import platform
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from retroformer.rollouts.clusters import spread
 from retroformer.rollouts.engine import play, questions_of
 from retroformer.rollouts.episodes import Conditions, Episode, Played
 from retroformer.rollouts.shards import Shards
+from retroformer.rollouts.trial import try_all
 from retroformer.types import Outcome, Trajectory
 
 SHARD = 4
@@ -82,6 +84,26 @@ def play_shard(number: int, work: Work, conditions: Conditions, parent: int = 0)
     return number, ([played[episode] for episode in episodes], lanes.replaced)
 
 
+def play_there(number: int, work: Work, conditions: Conditions) -> tuple[int, Shard]:
+    """Play one shard on a worker of a cluster, which tries the tasks first, as they were tried where they come from.
+
+    Raises EnvironmentFault where they cannot be played there.
+    """
+    try:
+        _try_once(tuple(dict.fromkeys(episode.name for episode in work[1])), conditions)
+    except EnvironmentFault as error:
+        raise EnvironmentFault(
+            f"on the cluster's worker {platform.node()}: {error}; environments have to be importable on every worker: "
+            "install their packages there"
+        ) from None
+    return play_shard(number, work, conditions)
+
+
+@lru_cache
+def _try_once(names: tuple[str, ...], conditions: Conditions) -> None:
+    try_all(names, conditions)
+
+
 def following(before: Played, now: Played) -> Played:
     """Another try of an episode that had ended in error."""
     trajectory = replace(now.trajectory, previous_id=before.trajectory.id)
@@ -110,8 +132,8 @@ def play_all(
     shard is written there as soon as it is finished, and what lies there is not played again: it must be one for this
     very work, see `storage.resume_folder`. `replaced` counts processes of environments that had to be replaced.
 
-    Raises EnvironmentFault as soon as more than the share `max_errors` of all episodes have ended in error, and where
-    workers die again and again.
+    Raises EnvironmentFault as soon as more than the share `max_errors` of all episodes have ended in error, where
+    workers die again and again, and where a cluster's cannot play the tasks; ConfigError where the cluster is lost.
     """
     size = SHARD * conditions.environments
     shards = [
@@ -155,9 +177,10 @@ def _finished(
     deaths = 0
     left = dict.fromkeys(missing)
     while left:
-        jobs = [(number, shards[number], conditions, 0 if cluster else os.getpid()) for number in left]
+        watched = () if cluster else (os.getpid(),)
+        jobs = [(number, shards[number], conditions, *watched) for number in left]
         try:
-            for number, shard in spread(play_shard, jobs, count, cluster):
+            for number, shard in spread(play_there if cluster else play_shard, jobs, count, cluster):
                 del left[number]
                 deaths = 0
                 yield number, shard
@@ -165,6 +188,7 @@ def _finished(
             deaths += 1
             if deaths > RESTARTS:
                 raise EnvironmentFault(
-                    f"worker processes were ended {deaths} times without finishing a shard between; where the system "
-                    f"ended them for their memory, set collect.workers or collect.environments lower ({error})"
+                    f"worker processes were ended at least {deaths} times without finishing a shard between; "
+                    "where the system ended them for their memory, set collect.workers or collect.environments lower "
+                    f"({error})"
                 ) from error
