@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +22,21 @@ FAULTS = ("crash", "hang", "exit", "slow", "type", "infinite", "surrogate", "hug
 HARMLESS = "slow"
 SHARE = 0.05
 ACTIONS = ("left", "right", "wait")
+AT_ONCE = {
+    "daemon",
+    "daemon_exits",
+    "exit",
+    "forks",
+    "hang",
+    "kill",
+    "leaves",
+    "lies",
+    "quits",
+    "segfault",
+    "worker",
+    "workers",
+}
+"""Tasks of `One` that break in a method of their own."""
 
 
 def fault_at(seed: int, t: int, action: str, share: float = SHARE) -> str | None:
@@ -86,15 +102,16 @@ class One:
     family = "one"
     # fmt: off
     tasks = (
-        "sound", "exit", "exit_in_reset", "hang", "hang_in_close", "hang_in_make", "hang_in_reset", "kill", "leak",
-        "leaves", "letters", "lies", "none", "quits", "segfault", "some_seeds", "thread", "twice", "unlike", "worker",
-        "workers", "port",
+        "sound", "daemon", "daemon_exits", "exit", "exit_in_reset", "forks", "hang", "hang_in_close", "hang_in_make",
+        "hang_in_reset", "kill", "leak", "leak_outside", "leaves", "letters", "lies", "none", "port",
+        "quits", "segfault", "some_seeds", "thread", "twice", "unlike", "worker", "workers",
     )
     # fmt: on
 
     def __init__(self, task: str):
         self.task = task
         self.held: list[bytearray] = []
+        self.programs: list[subprocess.Popen[bytes]] = []
         if task == "hang_in_make":
             time.sleep(3600)
         if task == "port":
@@ -118,8 +135,10 @@ class One:
         info: dict[str, Any] = {"admissible_actions": ACTIONS}
         if self.task == "leak":
             self.held.append(bytearray(b"x" * (4 << 20)))
+        if self.task == "leak_outside":
+            self.leak_outside()
         if self.seed % 3 == 1 and self.t == 2:
-            if self.task in ("hang", "segfault", "exit", "kill", "leaves", "quits", "lies", "worker", "workers"):
+            if self.task in AT_ONCE:
                 getattr(self, self.task)()
             wrong = {"twice": ("left", "left"), "none": (), "letters": "left"}
             info["admissible_actions"] = wrong.get(self.task, ACTIONS)
@@ -166,12 +185,30 @@ class One:
 
     def leaves(self):
         """Starts a program that would outlive it, and hangs."""
-        import subprocess
-
         child = subprocess.Popen(["sleep", "3600"])
         with open(os.environ["LEAVES"], "a", encoding="utf-8") as file:
             file.write(f"{child.pid}\n")
         time.sleep(3600)
+
+    def daemon(self):
+        """Starts a program that has neither its parent nor its session."""
+        subprocess.run('setsid sleep 3600 & echo $! >> "$LEAVES"', shell=True, check=True)
+
+    def daemon_exits(self):
+        self.daemon()
+        os._exit(3)
+
+    def forks(self):
+        """Goes on twice."""
+        os.fork()
+
+    def leak_outside(self):
+        """Starts a program that holds 8 MiB until it is ended."""
+        words = [sys.executable, "-IS", "-c", "held = b'x' * (8 << 20); print(flush=True); input()"]
+        program = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert program.stdout is not None
+        program.stdout.readline()
+        self.programs.append(program)
 
     def close(self):
         if self.task == "hang_in_close":

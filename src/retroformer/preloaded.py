@@ -57,6 +57,7 @@ preloaded.serve(sys.argv[1], main)
 LOOK = 0.25
 """Seconds between two looks at whether who is served or watched is still there."""
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 PACKAGE = Path(__file__).parent
 
 forked = False
@@ -234,18 +235,34 @@ def become(request: dict[str, Any], files: list[int]) -> None:
 
 def end(process: int) -> None:
     """End a process and all that it started, itself last, as it may be this one."""
+    end_started(process)
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(process, signal.SIGKILL)
+
+
+def end_started(process: int) -> None:
+    """End all that a process started, and that this did."""
     import psutil
 
     with suppress(psutil.Error):
-        top = psutil.Process(process)
-        for one in (*top.children(recursive=True), top):
+        for one in psutil.Process(process).children(recursive=True):
             with suppress(psutil.Error):
                 one.kill()
 
 
 def die_with_parent() -> None:
-    """Let the system kill this process as soon as its parent is gone (Linux)."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Let the system kill this process as soon as its parent is gone; on Linux, elsewhere nothing."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Let what was started by what this process started be its child when its parent is gone; as above."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)
 
 
 def serve(address: str, main: Callable[[], int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import sys
 import time
 
 import psutil
@@ -60,6 +61,7 @@ def alike(one, other):
         ("segfault", r"Died: .* ended by SIG(?:SEGV|ABRT), in string_at at __init__\.py:\d+ \(at st.*", "Died"),
         ("exit", r"Died: its process exited with code 3 \(at step 1, .*\)", "Died"),
         ("kill", r"Died: its process was ended by SIGKILL \(at step 1, .*\)", "Died"),
+        ("forks", r"Died: an os\.fork\(\) of an environment returned twice: .* \(at step 1, .*\)", "Died"),
         ("quits", r"SystemExit: enough \(at step 1, the admissible action '\w+'\)", None),
         ("lies", r"ValueError: that cannot be done \(at step 1, the admissible action '\w+'\)", None),
         ("twice", r"ValueError: info.* has 'left' twice: name every action once \(at step 1, .*\)", None),
@@ -114,6 +116,14 @@ def test_a_process_that_leaks_is_replaced_and_nobody_notices(monkeypatch, sound)
     assert processes["Grew"] >= 1
 
 
+def test_what_leaks_in_programs_that_it_started_is_seen_too(monkeypatch, sound):
+    monkeypatch.setattr(apart, "LOOK", 0.0)
+    monkeypatch.setattr(apart, "STARTED", 60 << 20)
+    found, processes = run("leak_outside")
+    assert all(alike(one, sound[seed]) for seed, one in found.items())
+    assert processes["Grew"] >= 1
+
+
 def test_a_task_that_always_ends_its_process_is_given_up():
     found, processes = run("exit_in_reset", count=12)
     assert {one.outcome for one in found.values()} == {Outcome.ERROR}
@@ -121,17 +131,24 @@ def test_a_task_that_always_ends_its_process_is_given_up():
     assert "Died: not tried" in found[11].error
 
 
-def test_what_an_environment_started_ends_with_it(tmp_path, monkeypatch):
+DAEMONS_NEED = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere daemons are nobody's children")
+
+
+@pytest.mark.parametrize(
+    ("task", "error"),
+    [
+        ("leaves", "Hung"),
+        pytest.param("daemon", None, marks=DAEMONS_NEED),
+        pytest.param("daemon_exits", "Died: its process exited with code 3", marks=DAEMONS_NEED),
+    ],
+)
+def test_what_an_environment_started_ends_with_it(task, error, tmp_path, monkeypatch):
     monkeypatch.setenv("LEAVES", str(tmp_path / "pids"))
-    found, _ = run("leaves", count=2, max_step_seconds=1.0)
-    assert found[1].error.startswith("Hung")
-    for pid in map(int, (tmp_path / "pids").read_text().split()):
-        for _ in range(100):
-            if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                break
-            time.sleep(0.05)
-        else:
-            pytest.fail("the program that the environment started is still there")
+    found, _ = run(task, count=2, max_step_seconds=1.0)
+    assert found[1].error is None if error is None else found[1].error.startswith(error)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(pids) == 1
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
 def test_an_environment_that_does_not_close_holds_nobody_up(monkeypatch):

@@ -32,6 +32,7 @@ class One:
         ("hang_in_close", "Episode", r"close\(\): no answer within 1 s, in close at chaos\.py:\d+"),
         ("exit_in_reset", "Episode", r"reset\(seed=0, .*\): its process exited with code 7"),
         ("segfault", "Episode", r"step\('\w+'\): its process was ended by SIG(SEGV|ABRT)"),
+        ("forks", "Episode", r"step\('\w+'\): an os\.fork\(\) of an environment returned twice"),
         ("quits", "Actions", r"seed 1, step 1: the admissible action '\w+' raised RuntimeError: step called sys\.exit"),
     ],
 )

@@ -18,7 +18,7 @@ from typing import Any
 
 from retroformer.rollouts.episodes import Conditions
 from retroformer.rollouts.lanes import Answer, Lanes, Order
-from retroformer.rollouts.processes import CONTEXT, Process
+from retroformer.rollouts.processes import CONTEXT, Process, only_once
 
 LOOK = 1.0
 """Seconds between looks at a process that has not answered yet, and at its memory."""
@@ -28,6 +28,8 @@ CLOSE = 10.0
 """Seconds that environments may take to close."""
 GROWTH = 1 << 30
 """Bytes that a process may grow by before it is replaced; by twice as much within one order, and that is to blame."""
+STARTED = 3 << 30
+"""The same for all that it started together: one Java machine of ScienceWorld's grows by 1.3 GiB and then no more."""
 IN_VAIN = 8
 """A task whose environments ended their process so often, with no step done in between, is not tried again."""
 NOBODY = -1
@@ -81,7 +83,7 @@ class Apart:
                 continue
             answers |= {order.slot: answer for order, answer in zip(waiting, found, strict=True)}
             self._remember(waiting, found)
-            if served.grown() > GROWTH:
+            if served.grown() > 1.0:
                 self._end("Grew")
         return [answers[order.slot] for order in orders]
 
@@ -157,7 +159,6 @@ class Apart:
                         f"{described(order)}: {difference(before, now)}"
                     )
                     del self._history[slot]
-            served.settle()
             return served
 
 
@@ -171,31 +172,38 @@ class Served:
         self.process = Process(serve, self.flight, telling, names=names)
         self.connection = self.process.connection
         self._looked = time.monotonic()
-        self._memory = self._settled = 0
+        self._number = 0
+        """Of the orders that were sent last."""
+        self._made: set[tuple[int, str]] = set()
+        """Environments, by slot and task."""
+        self._settled: tuple[int, float] | None = None
+        """Bytes that it held when its first orders were done, and that what it started did for each environment."""
+        self._growth = 0.0
 
     def ask(self, orders: Sequence[Order], limit: float) -> list[Answer]:
         """Its answers. Raises Lost where it dies, or takes more than `limit` seconds for one of them."""
         sent = time.monotonic()
+        self._number += 1
+        first = not self._made
+        self._made |= {(order.slot, order.episode.name) for order in orders if order.episode is not None}
         try:
-            self.connection.send(orders)
+            self.connection.send((self._number, orders))
             while not self.connection.poll(min(LOOK, limit / 4)):
                 self._look(sent, limit)
-            answers = self.connection.recv()
+            number, answers = self.connection.recv()
         except (EOFError, ConnectionError):
             raise Lost(int(self.flight[0]), "Died", self.process.how_it_died()) from None
-        if not self._settled:
-            self.settle()
+        if number != self._number:
+            raise Lost(NOBODY, "Died", f"its process answered orders {number}, expected {self._number}")
+        if first:
+            self._settle()
         return answers
 
-    def settle(self) -> None:
-        """What it holds now is what it needs."""
-        self._settled = self.process.memory()
-
-    def grown(self) -> int:
-        """Bytes that it has grown by, as of the last look."""
+    def grown(self) -> float:
+        """What it has grown by as of the last look, as a multiple of what it may."""
         if time.monotonic() - self._looked > LOOK:
-            self._looked, self._memory = time.monotonic(), self.process.memory()
-        return max(0, self._memory - self._settled)
+            self._measure()
+        return self._growth
 
     def leave(self) -> None:
         """Let it close its environments, and end it."""
@@ -203,6 +211,18 @@ class Served:
             self.connection.send(None)
             self.process.process.join(CLOSE)
         self.process.end()
+
+    def _settle(self) -> None:
+        """What it holds now is what it needs, and another environment as much as one of those that there are."""
+        own, started = self.process.memory()
+        self._settled, self._growth = (own, started / max(1, len(self._made))), 0.0
+
+    def _measure(self) -> None:
+        self._looked = time.monotonic()
+        own, started = self.process.memory()
+        before, each = self._settled or (own, GROWTH)
+        self._settled = before, each
+        self._growth = max((own - before) / GROWTH, (started - each * len(self._made)) / STARTED)
 
     def _look(self, sent: float, limit: float) -> None:
         """Raise Lost where the order in flight takes too long or too much."""
@@ -214,22 +234,27 @@ class Served:
         if now - since > limit:
             at = self.process.where_it_is()
             raise Lost(place, "Hung", f"no answer within collect.max_step_seconds = {limit:g}{at}")
-        self._looked, self._memory = now, self.process.memory()
-        if self._settled and self._memory - self._settled > 2 * GROWTH:
-            raise Lost(place, "Grew", f"its process grew by {(self._memory - self._settled) >> 20:,} MiB")
+        self._measure()
+        if self._growth > 2.0:
+            own, started = self.process.memory()
+            raise Lost(
+                place, "Grew", f"its process grew to {own >> 20:,} MiB, what it started to {started >> 20:,} MiB"
+            )
 
 
 def serve(connection: Connection, flight: Any, telling: tuple[str, str, tuple[str, ...]]) -> None:
     """Answer orders until None comes. Runs in the process apart."""
     lanes = Lanes(*telling)
-    while (orders := connection.recv()) is not None:
+    while (message := connection.recv()) is not None:
+        number, orders = message
         answers = []
         for place, order in enumerate(orders):
             flight[1] = time.monotonic()
             flight[0] = place
             answers.append(lanes.one(order))
+            only_once()
         flight[0] = NOBODY
-        connection.send(answers)
+        connection.send((number, answers))
     lanes.close()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from retroformer.environments import known
 from retroformer.environments.checker import Report, check_environment
 from retroformer.errors import EnvironmentFault
-from retroformer.rollouts.processes import CONTEXT, Process, alone, call
+from retroformer.rollouts.processes import CONTEXT, Process, alone, call, only_once
 from retroformer.rollouts.trial import START
 
 LOOK = 0.5
@@ -54,6 +54,7 @@ def check(connection: Any, name: str, seconds: float, until: Any, doing: Any) ->
     """Runs in the process: the check, which says what it is doing and until when that may take."""
 
     def say(what: str, calls: int = 1) -> None:
+        only_once()
         doing.value = what.encode(errors="replace")[: MOST - 1]
         until[0] = time.monotonic() + calls * seconds
 

@@ -1,7 +1,8 @@
 """Processes that environments run in: cheap to start, ended with all that they started, and never left behind.
 
 They come from a fork server: a small process without threads that has imported what environments need, so that a new
-one costs tens of milliseconds.
+one costs tens of milliseconds. Above each is one that waits for its end, in whatever way it comes, and ends what is
+left of all that it started; on Linux also what was daemonised, elsewhere only what still has its group or a parent.
 """
 
 from __future__ import annotations
@@ -14,20 +15,26 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
 from retroformer.environments import ADAPTERS
 from retroformer.errors import EnvironmentFault, RetroformerError
-from retroformer.preloaded import end
+from retroformer.preloaded import adopt_orphans, die_with_parent, end, end_started
 
 CONTEXT: Any = multiprocessing.get_context("forkserver")
+END = 5.0
+"""Seconds that the end of a process may take until it is forced."""
+BACK = "an os.fork() of an environment returned twice: its child has to end in os._exit() or in another program"
+COMES_BACK = 1.0
+"""Seconds to wait for a child that may come back as well. Only one that was forked by hand and lives on costs them."""
 
 
 class Process:
@@ -45,23 +52,36 @@ class Process:
         os.close(handle)
         self.trace = Path(name)
         self.connection, theirs = CONTEXT.Pipe()
-        surroundings = name, os.getcwd(), dict(os.environ)
+        self.pid = CONTEXT.RawValue("i", 0)
+        """Of the environments; that of `process` is of the one above it."""
+        surroundings = self.pid, name, os.getcwd(), dict(os.environ)
         self.process = CONTEXT.Process(target=live, args=(surroundings, target, theirs, *arguments))
         with as_if_nothing_ran_here():
             self.process.start()
         theirs.close()
 
-    def memory(self) -> int:
-        """Resident bytes; 0 where it is gone."""
-        try:
-            return psutil.Process(self.process.pid).memory_info().rss
-        except psutil.Error:
-            return 0
+    def memory(self) -> tuple[int, int]:
+        """Resident bytes, its own and of all that it started; there without what is shared. 0 of what is gone.
+
+        Summed from what the system counts anyway, milliseconds for dozens of processes; their proportional sizes,
+        which would also count shared memory once, take Chromium's a tenth of a second. Only Linux tells what is shared.
+        """
+        own = started = 0
+        with suppress(psutil.Error):
+            for one in psutil.Process(self.process.pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    held: Any = one.memory_info()
+                    if one.pid == self.pid.value:
+                        own = held.rss
+                    else:
+                        started += held.rss - getattr(held, "shared", 0)
+        return own, started
 
     def where_it_is(self) -> str:
         """The line that it is in, if Python says so."""
         with suppress(ProcessLookupError):
-            os.kill(self.process.pid, signal.SIGUSR1)
+            if self.pid.value:
+                os.kill(self.pid.value, signal.SIGUSR1)
         for _ in range(20):
             if at := innermost(self.trace):
                 return at
@@ -72,6 +92,8 @@ class Process:
         """What is known of its end."""
         self.process.join(1.0)
         code = self.process.exitcode
+        if BACK in self.trace.read_text(encoding="utf-8", errors="replace"):
+            return BACK
         if code is None:
             return "its process stopped answering"
         if code < 0:
@@ -80,8 +102,11 @@ class Process:
 
     def end(self) -> None:
         """End it with all that it started."""
+        self.process.terminate()
+        self.process.join(END)
         pid = self.process.pid
-        end(pid)
+        if self.process.exitcode is None:
+            end(pid)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
         self.process.kill()
@@ -113,39 +138,115 @@ def alone(function: Callable[..., Any], *arguments: Any, what: str, seconds: flo
 
 def call(connection: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Send (result, None), or (None, the RetroformerError or what else it says)."""
+    found: tuple[Any, Any]
     try:
-        connection.send((function(*arguments), None))
+        found = function(*arguments), None
     except RetroformerError as error:
-        connection.send((None, error))
+        found = None, error
     except Exception as error:
-        connection.send((None, f"{type(error).__name__}: {error}"[:2000]))
+        found = None, f"{type(error).__name__}: {error}"[:2000]
+    only_once()
+    connection.send(found)
 
 
 def live(
-    surroundings: tuple[str, str, dict[str, str]], target: Callable[..., None], connection: Connection, *arguments: Any
+    surroundings: tuple[Any, str, str, dict[str, str]],
+    target: Callable[..., None],
+    connection: Connection,
+    *arguments: Any,
 ) -> None:
-    """Runs in the new process, around `target`."""
+    """Runs in the new process, around `target`, which is in a fork of it."""
+    global _copies
     os.setsid()  # ended as a group, with the browsers and Java machines that environments start
     os.dup2(2, 1)  # what environments print is no output of ours
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=leave_with, args=(parent.sentinel,), daemon=True).start()
-    trace, folder, variables = surroundings
+    adopt_orphans()
+    if child := os.fork():
+        watch_over(child)
+    die_with_parent()
+    pid, trace, folder, variables = surroundings
+    pid.value = os.getpid()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
     with open(trace, "wb") as file:
         faulthandler.enable(file, all_threads=False)
         faulthandler.register(signal.SIGUSR1, file, all_threads=False)
+        _copies = Copies(file.fileno())
         target(connection, *arguments)
         faulthandler.disable()
         faulthandler.unregister(signal.SIGUSR1)
 
 
+def watch_over(child: int) -> NoReturn:
+    """End when `child` does and as it did, with all that it started; let it end when who it serves is gone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os.kill(child, signal.SIGKILL))
+    threading.Thread(target=leave_with, args=(parent.sentinel,), daemon=True).start()
+    ended = status = 0
+    while ended != child:  # orphans end here too
+        ended, status = os.waitpid(-1, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with suppress(ChildProcessError):  # none is left
+        while True:
+            end_started(os.getpid())
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            time.sleep(0.005)  # what was ended is gone soon, and what it had just started is a child of this one
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        with suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
 def leave_with(sentinel: int) -> None:
-    """End this process and all that it started when the one that it serves is gone."""
+    """End the process of the environments when the one that it serves is gone."""
     wait([sentinel])
-    os.killpg(0, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Copies:
+    """Forks of this process that come back from an environment, and would go on as if they were it.
+
+    Whatever they would say is garbled, so one that comes back says so in `trace`, ends this process and itself. This
+    process waits for that where it was forked, so that the call in flight is the one to blame; a fork that comes back
+    later than COMES_BACK ends it too, whatever is in flight. One made around Python's `os.fork` is not waited for.
+    """
+
+    def __init__(self, trace: int):
+        self.own, self.trace = os.getpid(), trace
+        self.line: tuple[int, int] | None = None
+        """A pipe that is at its end when those who were forked are gone, or another program."""
+        os.register_at_fork(before=self._forks)
+
+    def end(self) -> None:
+        """End the process if it was forked and the fork comes back."""
+        if os.getpid() != self.own:
+            if os.getppid() == self.own:
+                os.write(self.trace, BACK.encode())
+                os.kill(self.own, signal.SIGKILL)
+            os._exit(1)
+        if self.line is not None:
+            (read, write), self.line = self.line, None
+            os.close(write)
+            wait([read], COMES_BACK)
+            os.close(read)
+
+    def _forks(self) -> None:
+        # multiprocessing's children always end in os._exit.
+        if self.line is None and sys._getframe(1).f_globals.get("__name__") != "multiprocessing.popen_fork":
+            self.line = os.pipe()
+
+
+_copies: Copies | None = None
+
+
+def only_once() -> None:
+    """Called after environments were, before anything is said of it: a fork that comes back ends with its process."""
+    if _copies is not None:
+        _copies.end()
 
 
 @contextmanager
