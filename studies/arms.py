@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from retroformer.stages.curate import curate
 from retroformer.stages.train import train
 from retroformer.storage import TrajectoryWriter, read_json, resume_folder, stream_trajectories, write_json, write_text
 from retroformer.types import Outcome
+from studies import told
 from studies.start import FIRST_AGENT, PINS, first_pins
 
 ROOT = Path(".resume/studies")
@@ -61,6 +62,8 @@ class Play:
     target_return: float | None = None
     unseen: bool = False
     """Only the training games of GAMES that the history does not have."""
+    told_another: bool = False
+    """Those tasks that tell every seed the same, told what the next task of their package tells."""
 
 
 SAMPLED, GREEDY = Play("sampled"), Play("greedy", greedy=True)
@@ -198,6 +201,13 @@ def games_of(past: Path) -> set[tuple[str, int]]:
     return {(name, game(name, seed)) for name, seed in names}
 
 
+def next_task(name: str, names: Sequence[str]) -> str:
+    """The task after `name` among those of its package, the first one after the last."""
+    package = name.partition(":")[0]
+    own = [one for one in names if one.partition(":")[0] == package]
+    return own[(own.index(name) + 1) % len(own)].partition(":")[2]
+
+
 def played(arm: Arm, challenger: Path, way: Play, config: Config) -> Successes:
     """Play the final range (or the held-out tasks) one way. Raises DataError where much of it ends in error."""
     if way.target_return is not None:
@@ -212,6 +222,9 @@ def played(arm: Arm, challenger: Path, way: Play, config: Config) -> Successes:
     names = everything.held_out if way.held_out else everything.train
     if way.mission != "true":
         names = with_missions(names, text=config.tasks.text, actions=config.tasks.actions)
+    if way.told_another:
+        able = with_missions(names, text=config.tasks.text, actions=config.tasks.actions)
+        names = tuple(name for name in names if name not in able)
     split, count = ("transfer", config.evaluate.transfer) if way.held_out else ("final", config.evaluate.final)
     if way.unseen:
         split, names = "train", tuple(name for name in names if name.partition(":")[0] in GAMES)
@@ -220,6 +233,8 @@ def played(arm: Arm, challenger: Path, way: Play, config: Config) -> Successes:
     if way.unseen:
         seen = games_of(history(arm.seed, arm.data))
         plan = [one for one in plan if (one.name, game(one.name, one.seed)) not in seen]
+    if way.told_another:
+        plan = [replace(one, name=told.named(one.name, next_task(one.name, everything.train))) for one in plan]
     conditions = Conditions(arm.seed, config.tasks.text, config.tasks.actions, config.collect.environments)
     player = Player(arm.policy or str(challenger), greedy=way.greedy)
     found: Successes = {}
@@ -229,7 +244,7 @@ def played(arm: Arm, challenger: Path, way: Play, config: Config) -> Successes:
             if one.trajectory.outcome is Outcome.ERROR:
                 broken.append(one.trajectory)
             elif one.trajectory.learnable:
-                counts = found.setdefault(one.trajectory.task.name, [0, 0])
+                counts = found.setdefault(told.true_name(one.trajectory.task.name), [0, 0])
                 counts[0] += one.trajectory.outcome is Outcome.SUCCESS
                 counts[1] += 1
     if len(broken) > config.collect.max_errors * len(plan):

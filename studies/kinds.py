@@ -25,7 +25,9 @@ HELD_OUT = {
     "textworld-express": ("sorting",),
 }
 UNSEEN = Play("unseen training games", unseen=True)
-PLAYS = (SAMPLED, SWAPPED, *TRANSFER)
+ANOTHER = Play("told another task", told_another=True)
+UNSEEN_ANOTHER = Play("unseen training games, told another task", unseen=True, told_another=True)
+PLAYS = (SAMPLED, SWAPPED, ANOTHER, *TRANSFER)
 UPDATES = 1000
 """Of a policy for one family; one for several families has as many as theirs together."""
 JOINT = "one policy for all"
@@ -52,7 +54,7 @@ def named(tasks: dict[str, tuple[str, ...]], packages: Sequence[str]) -> list[st
 
 def plays_of(packages: Sequence[str]) -> tuple[Play, ...]:
     """How a policy that is trained on these families is played."""
-    return (*PLAYS, UNSEEN) if set(packages) & set(GAMES) else PLAYS
+    return (*PLAYS, UNSEEN, UNSEEN_ANOTHER) if set(packages) & set(GAMES) else PLAYS
 
 
 def arms(seeds: int) -> list[Arm]:
@@ -92,8 +94,9 @@ def answer(results: Sequence[dict[str, Any]]) -> tuple[str, None]:
 
     families, header = [KINDS[package] for package in packages], ["", "played", "seeds"]
     rows = [logs(families, packages), row("random", "sampled", families)]
-    rows += [row(arm, play, families) for play in ("sampled", "swapped") for arm in trained]
-    rows += [row(arm, UNSEEN.name, families) for arm in trained if UNSEEN.name in found.get(arm, [{}])[0]]
+    rows += [row(arm, play, families) for play in ("sampled", "swapped", ANOTHER.name) for arm in trained]
+    for play in (UNSEEN.name, UNSEEN_ANOTHER.name):
+        rows += [row(arm, play, families) for arm in trained if play in found.get(arm, [{}])[0]]
     text = table([*header, *packages], rows)
     tasks = [[task] for package in packages for task in KINDS[package]]
     owners = [package for package in packages for _ in KINDS[package]]
@@ -106,9 +109,10 @@ def answer(results: Sequence[dict[str, Any]]) -> tuple[str, None]:
     text += (
         f"\nA policy of one family had {UPDATES:,} updates and those for all {UPDATES * len(packages):,}, on the same "
         "history. Swapped and shuffled are played on the tasks whose mission differs from seed to seed, those of "
-        "babyai and Taxi. A policy of one family plays the others' tasks too: that is what it transfers to them. "
-        "TextWorldExpress's test games, and those that sort, name things that none of its training games does: words "
-        "that a model from scratch has never met."
+        "babyai and Taxi; the others are told what another task of their family tells (Lake4 what Taxi does, each game "
+        "what the other one does). A policy of one family plays the others' tasks too: that is what it transfers to "
+        "them. TextWorldExpress's test games, and those that sort, name things that none of its training games does: "
+        "words that a model from scratch has never met."
     )
     if missing := [package for package in KINDS if package not in packages]:
         text += f" {', '.join(missing)} was not installed."

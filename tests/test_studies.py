@@ -67,3 +67,23 @@ def test_what_is_not_committed_is_refused(rounds: ModuleType, committed: Path, t
     with pytest.raises(SystemExit, match=r"commit these first: \?\? src/retroformer/new.py"):
         rounds.clone(tmp_path / "clone", 7)
     assert not (tmp_path / "clone").exists()
+
+
+def test_a_task_may_be_told_what_another_one_tells():
+    from studies import arms, told
+
+    from retroformer.environments import make
+
+    other = arms.next_task("toy_text:Lake4", ["babyai:P6N3", "toy_text:Taxi", "toy_text:Lake4"])
+    name = told.named("toy_text:Lake4", other)
+    assert (name, told.true_name(name.partition(":")[2]), told.true_name("P6N3")) == (
+        "studies.told:toy_text:Lake4/Taxi",
+        "Lake4",
+        "P6N3",
+    )
+    swapped, true = make(name), make("toy_text:Lake4")
+    (seen, info), (expected, told_of) = swapped.reset(seed=5), true.reset(seed=5)
+    assert seen == expected
+    assert info["task"].startswith("drive the passenger")
+    assert info["admissible_actions"] == told_of["admissible_actions"]
+    assert swapped.step(info["admissible_actions"][0]) == true.step(info["admissible_actions"][0])
