@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from retroformer.pins import Pin, Pins, policy_hash
+from retroformer import pins
 
 PINS = Path("data/champion.json")
 FIRST_AGENT = "scripted:babyai-bot?noise=0.7"
@@ -17,4 +17,4 @@ FIRST_AGENT = "scripted:babyai-bot?noise=0.7"
 
 def first_pins(agent: str = FIRST_AGENT) -> dict[str, Any]:
     """A lockfile in which no round is closed yet."""
-    return asdict(Pins(closed_rounds=0, champion=Pin(agent, policy_hash(agent)), train_from=None))
+    return asdict(pins.first_pins(agent))

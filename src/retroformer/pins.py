@@ -64,6 +64,11 @@ def policy_hash(policy: str, root: Path = Path(".")) -> str:
     return hash_directory(Path(root) / policy)
 
 
+def first_pins(agent: str) -> Pins:
+    """Those of a project in which no round is closed yet; `agent` is ``scripted:NAME?key=value``."""
+    return Pins(0, Pin(agent, policy_hash(agent)), None)
+
+
 def read_pins(path: Path = Path("data/champion.json")) -> Pins:
     """Read the lockfile. Raises DataError that says what is missing from it or is not what it should be."""
     value = read_json(path)

@@ -108,18 +108,11 @@ def test_a_port_that_is_taken_is_told(monkeypatch):
         assert "Address already in use" in one.error
 
 
-def test_a_process_that_leaks_is_replaced_and_nobody_notices(monkeypatch, sound):
+@pytest.mark.parametrize(("task", "limit", "mebibytes"), [("leak", "GROWTH", 30), ("leak_outside", "STARTED", 60)])
+def test_a_process_that_leaks_is_replaced_and_nobody_notices(task, limit, mebibytes, monkeypatch, sound):
     monkeypatch.setattr(apart, "LOOK", 0.0)
-    monkeypatch.setattr(apart, "GROWTH", 30 << 20)
-    found, processes = run("leak")
-    assert all(alike(one, sound[seed]) for seed, one in found.items())
-    assert processes["Grew"] >= 1
-
-
-def test_what_leaks_in_programs_that_it_started_is_seen_too(monkeypatch, sound):
-    monkeypatch.setattr(apart, "LOOK", 0.0)
-    monkeypatch.setattr(apart, "STARTED", 60 << 20)
-    found, processes = run("leak_outside")
+    monkeypatch.setattr(apart, limit, mebibytes << 20)
+    found, processes = run(task)
     assert all(alike(one, sound[seed]) for seed, one in found.items())
     assert processes["Grew"] >= 1
 

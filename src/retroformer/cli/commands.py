@@ -88,7 +88,7 @@ def first_agent(arguments: Sequence[str]) -> None:
     needs nothing of the environment. It can be changed until the first round is closed. Where the first history is logs
     of an agent that ran elsewhere, none is needed: see docs/from-your-logs.md.
     """
-    from retroformer.pins import Pin, Pins, policy_hash, read_pins, write_pins
+    from retroformer.pins import first_pins, read_pins, write_pins
     from retroformer.policies.scripted import load_scripted
 
     parser = parser_of("first-agent", first_agent)
@@ -98,7 +98,7 @@ def first_agent(arguments: Sequence[str]) -> None:
     path = Path("data/champion.json")
     if path.exists() and (closed := read_pins(path).closed_rounds):
         raise ConfigError(f"{path} has {closed} closed rounds, so there is a first agent; promote another by models")
-    write_pins(path, Pins(0, Pin(agent, policy_hash(agent)), None))
+    write_pins(path, first_pins(agent))
     print(f"{path}: the first champion is {agent}")
 
 
