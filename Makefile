@@ -1,6 +1,6 @@
 # `make run` and `make test` set up what they need. PYTHON chooses the interpreter, ROUNDS how many rounds are to be closed.
 PYTHON ?= python3
-ROUNDS ?= 2
+ROUNDS ?= 3
 VENV := .venv
 EXTRAS := dask miniwob scienceworld textworld textworld-express
 OPENENV := .venv-openenv
@@ -15,7 +15,7 @@ deploy arrived: export PREFECT_HOME ?= $(CURDIR)/.prefect
 .PHONY: help setup run serve deploy arrived test test-long test-extras test-openenv test-schedule study bench check
 
 help:
-	@echo "make run [ROUNDS=2]  close rounds until ROUNDS are closed, then print the table"
+	@echo "make run [ROUNDS=3]  close rounds until ROUNDS are closed, then print the table"
 	@echo "make serve           Prefect's server and a worker, for schedules and events, until Ctrl-C"
 	@echo "make deploy          put the schedules of prefect.yaml on that server; again after a change there"
 	@echo "make arrived LOGS=   copy these logs to the inbox and say so, which starts a round"

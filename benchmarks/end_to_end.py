@@ -23,7 +23,7 @@ from retroformer.storage import read_json, write_json, write_text
 
 HERE = Path(__file__).resolve().parents[1]
 COPIED = ("src", "flows", "data", ".dvc", "mlruns", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore")
-ROUNDS = 2
+ROUNDS = 3
 """Of the default main job, `make run`."""
 MICRO = {
     "tasks": {"train": ["babyai:P5N2", "babyai:GoToLocalS5N2"], "held_out": ["babyai:P6N3"]},

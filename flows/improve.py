@@ -1,4 +1,4 @@
-"""Close rounds until the asked number is closed: `python flows/improve.py --rounds 2`, from the project's root.
+"""Close rounds until the asked number is closed: `python flows/improve.py --rounds 3`, from the project's root.
 
 Each stage is one task run around `dvc repro --single-item STAGE`, so the scheduled path is the path of `dvc repro`.
 A server of Prefect's starts and ends with the flow; nothing else needs to run. Where PREFECT_API_URL names a server,
@@ -386,7 +386,7 @@ def run(rounds: int, commit: bool) -> int:
 def main() -> int:
     """Close the rounds that are missing, then print the table. Returns the exit code."""
     parser = argparse.ArgumentParser(description=improve.__doc__)
-    parser.add_argument("--rounds", type=int, default=2, help="how many rounds are to be closed in the end")
+    parser.add_argument("--rounds", type=int, default=3, help="how many rounds are to be closed in the end")
     parser.add_argument("--commit", action="store_true", help="commit, tag and push each round")
     asked = parser.parse_args()
     try:

@@ -111,7 +111,7 @@ def test_every_command_of_the_readme(shell: Shell) -> None:
         "retroformer lineage challenger": lambda: "data" in shell("retroformer lineage challenger"),
         "make serve": lambda: "make serve" in (HERE / "docs/operations.md").read_text(),  # tried where that is
         "make deploy": lambda: "make deploy" in (HERE / "docs/operations.md").read_text(),
-        "python flows/improve.py --rounds 2": lambda: "all levels" in shell("python flows/improve.py --rounds 2"),
+        "python flows/improve.py --rounds 3": lambda: "all levels" in shell("python flows/improve.py --rounds 3"),
     }
     tried["""python -c "from retroformer.pins import policy_hash; print(policy_hash('path/to/checkpoint'))\""""] = (
         lambda: (

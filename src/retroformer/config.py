@@ -168,6 +168,9 @@ class TrainConfig(Section):
     )
     entropy: float = Field(ge=0, description="coefficient of the entropy bonus, nats")
     value: float = Field(ge=0, description="coefficient of the value loss")
+    observations: float = Field(
+        ge=0, description="coefficient of predicting what the environment says next, nats a token; 0 does not look"
+    )
     max_grad_norm: float = Field(gt=0, description="gradients are scaled down to this norm")
     curriculum: bool = Field(
         description="where training starts afresh, admit tiers on a measured signal; false samples uniformly"

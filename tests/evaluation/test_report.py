@@ -111,9 +111,11 @@ def make_round(data, *, number=3, each=24):
         value_loss = 0.2 * math.exp(-x) + 0.01 * noise[1]
         entropy, kl = 1.2 * math.exp(-1.5 * x) + 0.02 * noise[2], 0.3 * x + 0.01 * abs(noise[3])
         ess, norm, rate = 0.9 - 0.4 * x + 0.02 * noise[4], abs(1.5 + 0.6 * noise[5]), 0.003 * (1 - x)
-        losses = (policy_loss + value_loss / 2, policy_loss, value_loss)
+        losses = (policy_loss + value_loss / 2, policy_loss, value_loss, 2 * math.exp(-x))
         curve.append([update, *losses, entropy, kl, ess, 0.1 + 0.2 * x, norm, rate, 1 + int(x * 4), score])
-    names = "update loss policy_loss value_loss entropy kl ess clipped grad_norm learning_rate tiers score"
+    names = (
+        "update loss policy_loss value_loss observation_loss entropy kl ess clipped grad_norm learning_rate tiers score"
+    )
     write_csv(data / "training/curve.csv", names.split(), curve)
     schedule = [[u, min(3, 1 + u // 800), -1.6 + 0.8 * (1 - math.exp(-u / 600))] for u in range(0, 2500, 50)]
     write_csv(data / "training/schedule.csv", ("update", "tiers_admitted", "signal"), schedule)

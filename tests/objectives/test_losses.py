@@ -12,6 +12,7 @@ from retroformer.objectives.losses import (
     OBJECTIVES,
     Batch,
     entropy,
+    observation_loss,
     surrogate,
     value_loss,
 )
@@ -176,6 +177,11 @@ def test_entropy_gradient_with_masked_actions():
     (gradient,) = torch.autograd.grad(of_logits(logits), logits)
     assert gradient[0, 0, 2] == 0
     assert gradient[0, 0, 0] < 0 < gradient[0, 0, 1]  # towards uniform
+
+
+def test_observation_loss_is_the_mean_over_all_tokens():
+    assert observation_loss(torch.tensor([0.5, 0.25, 1.0]).log()).item() == pytest.approx(math.log(8) / 3)
+    assert observation_loss(torch.zeros(0)).item() == 0
 
 
 def test_value_loss_by_hand():

@@ -62,6 +62,36 @@ BRANCHED = told(
 )
 
 
+@pytest.mark.parametrize("method", ["tree", "mask", "sequences"])
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=3, deadline=None)
+@given(several=st.lists(trajectories(most=6), min_size=1, max_size=2))
+def test_observations_are_scored_as_plain_text_beside_the_actions(family, method, several):
+    policy = SHORT[family]
+    before = policy.method
+    try:
+        policy.use(method)
+        laid = [window for place, one in enumerate(several) for window in policy.windows(one, place)]
+        with torch.no_grad():
+            asked = policy.collate(laid, observations=True)
+            hidden = policy.hidden(asked)
+            got = policy.observation_logprobs(hidden, asked)
+            torch.testing.assert_close(
+                policy.logprobs(hidden, asked), policy.score(policy.collate(laid)), atol=1e-5, rtol=0
+            )
+            expected = []
+            for window in laid:
+                for root, action, chosen, after in zip(
+                    window.roots, window.actions, window.chosen, window.roots[1:], strict=False
+                ):
+                    for place in range(root + 1 + len(action[chosen]), after + 1):
+                        logits = policy.logits(policy.states(torch.tensor([window.tokens[:place]]))[0, -1:])
+                        expected.append(logits.log_softmax(-1)[0, window.tokens[place]])
+        torch.testing.assert_close(got, torch.stack(expected) if expected else got.new_zeros(0), atol=1e-4, rtol=0)
+    finally:
+        policy.use(before)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=3, deadline=None)
 @given(trajectory=trajectories(most=6), width=st.sampled_from([1, 2, 5]), block=st.sampled_from([0, 1, 3]))

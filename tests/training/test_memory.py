@@ -58,7 +58,8 @@ def test_what_is_measured_at_two_lengths_holds_at_others(family):
 
 
 def gradients(budget, **options):
-    one = trainer(MANY, batch=6, max_grad_norm=1e9, entropy=0.01, value=0.5, baseline="value", **options)
+    terms = {"entropy": 0.01, "value": 0.5, "observations": 0.5, "baseline": "value"}
+    one = trainer(MANY, batch=6, max_grad_norm=1e9, **terms, **options)
     one._allow(one.memory.budget if budget is None else budget)
     one.optimizer.step = lambda: None
     one.update()

@@ -70,6 +70,7 @@ def trainer(trajectories, seed=0, continuing=False, **options):
         "warmup": 0,
         "entropy": 0.0,
         "value": 0.0,
+        "observations": 0.0,
         "baseline": "mean",
         "updates": 1,
         "checkpoints": 1,
@@ -132,6 +133,40 @@ def test_the_gradient_is_the_mean_over_the_steps_of_the_batch_by_hand(monkeypatc
     assert any(float(gradient.abs().max()) > 0 for gradient in expected)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_what_the_environment_says_next_is_learned_beside_by_hand():
+    """The loss is the mean over the observations' tokens between two decisions; nothing else of it changes."""
+    one, without = (trainer([WON, LOST], objective="imitation", observations=share) for share in (0.5, 0.0))
+    for each in (one, without):
+        each.queue = [[WON.id, LOST.id]]
+        each.update()
+    policy = without.policy
+    fresh = trainer([WON, LOST]).policy
+    expected = []
+    for trajectory in (WON, LOST):
+        [window] = policy.windows(trajectory)
+        # Task, first observation, first action, second observation: the last word before the second decision.
+        said = policy.encode(*policy.layout.piece("observation", "o1"))
+        assert tuple(window.tokens[place + 1] for place in window.observed) == said
+        for place in window.observed:
+            with torch.no_grad():
+                logits = fresh.model(torch.tensor([window.tokens[: place + 1]])).logits[0, -1]
+            expected.append(-logits.log_softmax(-1)[window.tokens[place + 1]])
+    loss, policy_loss, _, surprise, *_ = one.recent[0].tolist()
+    assert surprise == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
+    assert loss == pytest.approx(policy_loss + 0.5 * surprise, rel=1e-6)
+    assert without.recent[0][3] == 0
+    assert float(without.recent[0][1]) == pytest.approx(policy_loss, rel=1e-6)
+
+
+def test_observations_that_are_learned_are_foreseen():
+    one = trainer([WON, LOST], objective="imitation", observations=1.0, updates=60)
+    for _ in range(60):
+        one.update()
+    first, last = one.recent[0][3], one.recent[-1][3]
+    assert first > 1
+    assert last < first / 4
 
 
 @pytest.mark.parametrize(

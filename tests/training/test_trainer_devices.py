@@ -13,7 +13,7 @@ from retroformer.policies.adapters import adapt
 from retroformer.policies.devices import Choice
 from retroformer.training.trainer import Trainer, new_value_head
 
-FULL = {"baseline": "value", "value": 0.5, "entropy": 0.01, "batch": 6}
+FULL = {"baseline": "value", "value": 0.5, "observations": 0.5, "entropy": 0.01, "batch": 6}
 
 
 class Transfers(TorchDispatchMode):

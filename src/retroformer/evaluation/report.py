@@ -258,6 +258,7 @@ def training_figures(path: Path, trained: Any) -> list[Any]:
     panels = [
         panel("Score of the checkpoints", ["score"], style="points"),
         panel("Loss", ["loss", "policy_loss", "value_loss"]),
+        panel("Loss of predicted observations, nats a token", ["observation_loss"]),
         panel("Entropy, nats", ["entropy"]),
         panel("KL, behaviour to policy, nats a step", ["kl"]),
         panel("Effective sample size, clipped weights", ["ess", "clipped"], (0, 1)),

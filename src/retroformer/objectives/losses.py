@@ -138,6 +138,15 @@ def entropy(logprobs_bta: Tensor, mask_bta: Tensor) -> Tensor:
     return -plogp_bta.sum() / mask_bta.any(-1).sum().clamp(min=1)
 
 
+def observation_loss(logprobs_p: Tensor) -> Tensor:
+    """Mean cross-entropy of the observations' tokens, in nats a token; logprobs_p [P] -> scalar, 0 where P is 0.
+
+    What the environment says next is predicted as an auxiliary task, which shapes the states that the policy reads
+    (Jaderberg et al. 2017, arXiv 1611.05397; of language agents' logs Zhang et al. 2025, arXiv 2510.08558).
+    """
+    return -logprobs_p.sum() / max(1, len(logprobs_p))
+
+
 def value_loss(values_bt: Tensor, returns_bt: Tensor, mask_bt: Tensor, weights_b: Tensor | None = None) -> Tensor:
     """Weighted mean of (V(h_t) - G_t)^2 over the steps (Sutton and Barto 2018, eq. 9.1).
 

@@ -38,7 +38,8 @@ class TreeBatch:
     branches: tuple[Chunk, ...]
     """The columns behind the trunks and what they see; none where the rows are plainly causal."""
     score_n: torch.Tensor
-    """Flat places in `tokens_bl` whose next-token distribution is needed; the first B * T are the steps' prefixes."""
+    """Flat places in `tokens_bl` whose next-token distribution is needed; the first B * T are the steps' prefixes, and
+    the last P predict `observed_token`."""
     entry_place: torch.Tensor
     entry_token: torch.Tensor
     entry_action: torch.Tensor
@@ -54,6 +55,8 @@ class TreeBatch:
     """True where the action was generated; None where none was."""
     generated_entries: torch.Tensor | None = None
     """The entries of generated actions, for which the whole vocabulary competes."""
+    observed_token: torch.Tensor | None = None
+    """[P]: the tokens of the observations between the window's decisions; None where they are not asked for."""
     lengths: tuple[tuple[int, int], ...] = ()
     """(rows, tokens): how many rows, in their order, have how many tokens; of sequences alone, which are not padded."""
 
@@ -126,7 +129,7 @@ class Steps:
         )
 
 
-def collate(batch: Sequence[Window], pad: int) -> TreeBatch:
+def collate(batch: Sequence[Window], pad: int, *, observations: bool = False) -> TreeBatch:
     """Trunks side by side from column 0 and the branches behind the longest; what predicts nothing is not fed."""
     steps = Steps.of(batch, [tree for window in batch for tree in window.trees()])
     fed = np.array([window.fed for window in batch])
@@ -153,7 +156,16 @@ def collate(batch: Sequence[Window], pad: int) -> TreeBatch:
         positions[:, :trunk] = np.arange(trunk)
         positions[row[off_trunk], place[off_trunk]] = depth[off_trunk]
         chunks = _chunks(steps, row, place, depth, off_trunk, (b, trunk, length))
-    return _batch(batch, steps, steps.row * length + steps.root, row * length + place, tokens, positions, chunks)
+    laid = _batch(batch, steps, steps.row * length + steps.root, row * length + place, tokens, positions, chunks)
+    return _observing(laid, batch, np.arange(b) * length) if observations else laid
+
+
+def _observing(laid: TreeBatch, batch: Sequence[Window], start: np.ndarray) -> TreeBatch:
+    """The same, asked for the tokens of observations too; `start`: flat place of each window's first token."""
+    places = [start[i] + np.array(window.observed, dtype=np.int64) for i, window in enumerate(batch)]
+    tokens = [window.tokens[place + 1] for window in batch for place in window.observed]
+    scored = torch.cat([laid.score_n, torch.from_numpy(np.concatenate(places))])
+    return replace(laid, score_n=scored, observed_token=torch.tensor(tokens, dtype=torch.long))
 
 
 def _chunks(
@@ -195,7 +207,7 @@ def _inherited(value: np.ndarray, parent: np.ndarray, wanted: np.ndarray) -> np.
     return value
 
 
-def collate_sequences(batch: Sequence[Window], pad: int) -> TreeBatch:
+def collate_sequences(batch: Sequence[Window], pad: int, *, observations: bool = False) -> TreeBatch:
     """The same without a tree: every action of every step is a row of its own, behind its prefix once more.
 
     For models that can be trusted with plain forwards alone: rows are sorted by length, so that those of one length can
@@ -223,7 +235,9 @@ def collate_sequences(batch: Sequence[Window], pad: int) -> TreeBatch:
     at = rank[first[steps.step_of_node] + action] * length + steps.root[steps.step_of_node] + steps.node_depth
     laid = _batch(batch, steps, rank[first] * length + steps.root, at, tokens, None, ())
     counted = Counter(map(len, rows))
-    return replace(laid, lengths=tuple((counted[own], own) for own in sorted(counted)))
+    laid = replace(laid, lengths=tuple((counted[own], own) for own in sorted(counted)))
+    last = np.cumsum([len(window.roots) for window in batch]) - 1  # whose prefix has all observations
+    return _observing(laid, batch, rank[first[last]] * length) if observations else laid
 
 
 def _batch(

@@ -87,10 +87,10 @@ class LanguageModelPolicy:
         """The trajectory laid out in tokens; see `policies.tree.windows`."""
         return windows(trajectory, index, self.layout, self.encode, self.limit, self.text)
 
-    def collate(self, batch: Sequence[Window]) -> TreeBatch:
-        """Windows as one padded batch on the model's device."""
+    def collate(self, batch: Sequence[Window], *, observations: bool = False) -> TreeBatch:
+        """Windows as one padded batch on the model's device; with `observations` their tokens are asked for too."""
         lay = collate_sequences if self.method == "sequences" else collate
-        return lay(batch, self.pad).to(self.model.device)
+        return lay(batch, self.pad, observations=observations).to(self.model.device)
 
     def hidden(self, batch: TreeBatch) -> torch.Tensor:
         """One forward for all windows; the hidden states of the N places that are scored, [N, D]."""
@@ -193,6 +193,14 @@ class LanguageModelPolicy:
 
         size = LOGITS // self.model.get_output_embeddings().weight.shape[0]
         return in_parts(part, hidden_nd, place, token, divisor, size=size)
+
+    def observation_logprobs(self, hidden_nd: torch.Tensor, batch: TreeBatch) -> torch.Tensor:
+        """log p of each token of the observations that `batch` asks for, [P] in nats; empty where it asks for none."""
+        token = batch.observed_token
+        if token is None:
+            return hidden_nd.new_zeros(0)
+        first = len(hidden_nd) - len(token)
+        return self.token_logprobs(hidden_nd, torch.arange(first, len(hidden_nd), device=token.device), token)
 
     def logprobs(
         self, hidden_nd: torch.Tensor, batch: TreeBatch, temperature: float | torch.Tensor = 1.0

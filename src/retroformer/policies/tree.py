@@ -169,6 +169,12 @@ class Window:
         last = len(self.roots) - 1
         return self.roots[last] + (len(self.actions[last][0]) if last in self.generated else 1)
 
+    @property
+    def observed(self) -> list[int]:
+        """Trunk positions whose next token the environment says: between an action and the next decision."""
+        ends = [root + len(self.actions[t][self.chosen[t]]) for t, root in enumerate(self.roots)]
+        return [place for end, root in zip(ends, self.roots[1:], strict=False) for place in range(end, root)]
+
     def trees(self) -> list[Branches]:
         """The branches of each scored step."""
         return [

@@ -181,7 +181,12 @@ def watch_over(child: int) -> NoReturn:
     """End when `child` does and as it did, with all that it started; let it end when who it serves is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    signal.signal(signal.SIGTERM, lambda _number, _frame: os.kill(child, signal.SIGKILL))
+
+    def end_child(_number: int, _frame: Any) -> None:
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(child, signal.SIGKILL)
+
+    signal.signal(signal.SIGTERM, end_child)
     threading.Thread(target=leave_with, args=(parent.sentinel,), daemon=True).start()
     ended = status = 0
     while ended != child:  # orphans end here too

@@ -192,8 +192,18 @@ class Replay:
         """Length of a trajectory in tokens."""
         return self.windows.lengths[self.place[id]]
 
-    def minibatch(self, ids: Iterable[str], weights: Iterable[float], split: Split = lambda all: [all]) -> Minibatch:
-        """The windows of these trajectories, padded to one shape; `split` parts what memory cannot hold at once."""
+    def minibatch(
+        self,
+        ids: Iterable[str],
+        weights: Iterable[float],
+        split: Split = lambda all: [all],
+        *,
+        observations: bool = False,
+    ) -> Minibatch:
+        """The windows of these trajectories, padded to one shape; `split` parts what memory cannot hold at once.
+
+        With `observations` the tokens of observations are asked for too.
+        """
         chosen: list[Window] = []
         of_window: list[float] = []
         named: list[tuple[str, int]] = []
@@ -202,7 +212,7 @@ class Replay:
             chosen.extend(own)
             of_window.extend([weight] * len(own))
             named.extend((id, window.first_step) for window in own)
-        trees = [self.policy.collate(part) for part in split(chosen)]
+        trees = [self.policy.collate(part, observations=observations) for part in split(chosen)]
         mask_bt, chosen_bt, action_mask_bta = (
             stacked([getattr(tree, name) for tree in trees]) for name in ("mask_bt", "chosen_bt", "action_mask_bta")
         )

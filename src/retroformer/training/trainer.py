@@ -32,6 +32,7 @@ from retroformer.objectives.losses import (
     TAKES_MARGIN,
     Batch,
     entropy,
+    observation_loss,
     value_loss,
 )
 from retroformer.objectives.returns import lambda_returns
@@ -51,7 +52,18 @@ POINTS = 100
 """Points of the learning curve, and observations of the curriculum's signal."""
 SAVES = 10
 """How often a run writes down where it is."""
-COLUMNS = ("loss", "policy_loss", "value_loss", "entropy", "kl", "ess", "clipped", "grad_norm", "agreement")
+COLUMNS = (
+    "loss",
+    "policy_loss",
+    "value_loss",
+    "observation_loss",
+    "entropy",
+    "kl",
+    "ess",
+    "clipped",
+    "grad_norm",
+    "agreement",
+)
 MAY_LACK = ("entropy", "kl", "ess", "clipped")
 """Empty where the log has no choices among admissible actions, or no behaviour log-probabilities."""
 
@@ -180,10 +192,10 @@ class Trainer:
         batch = self._draw()
         mask, whole = batch.mask_bt, len(batch.trees) == 1
         with torch.set_grad_enabled(whole):
-            logprobs_bta, values_bt = self.forward(batch)
+            outputs = logprobs_bta, values_bt, observed_p = self._outputs(batch)
         if not whole:
-            logprobs_bta.requires_grad_()
-            values_bt.requires_grad_()
+            for output in outputs:
+                output.requires_grad_()
         logprobs_bt = logprobs_bta.gather(-1, batch.chosen_bt[..., None])[..., 0].masked_fill(~mask, 0.0)
         returns_bt, baselines_bt = batch.returns_bt, batch.baselines_bt
         if config.baseline == "value":
@@ -199,12 +211,13 @@ class Trainer:
         choices_bta = batch.action_mask_bta & ~batch.generated_bt[..., None]
         spread = entropy(logprobs_bta, choices_bta)
         miss = value_loss(values_bt, batch.returns_bt, mask, batch.weights_b)
-        loss = policy_loss - config.entropy * spread + config.value * miss
+        surprise = observation_loss(observed_p)
+        loss = policy_loss - config.entropy * spread + config.value * miss + config.observations * surprise
         self.optimizer.zero_grad(set_to_none=True)
         if whole:
             loss.backward()
         else:
-            self._backward_in_parts(batch, *torch.autograd.grad(loss, (logprobs_bta, values_bt)))
+            self._backward_in_parts(batch, *torch.autograd.grad(loss, outputs))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         if self.optimizer.defaults["fused"]:  # which then leaves the weights as they are, and nobody waits to know
             self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
@@ -219,41 +232,53 @@ class Trainer:
             ess, clipped = weights.effective_sample_size(ratios_bt, known), weights.clipped_share(ratios_bt, known)
             silent = torch.where(known.any(), 0.0, torch.nan)
             spread = spread + torch.where(choices_bta.any(), 0.0, torch.nan)
-            row = (loss, policy_loss, miss, spread, kl + silent, ess + silent, clipped + silent, norm, agreement)
+            losses = (loss, policy_loss, miss, surprise)
+            row = (*losses, spread, kl + silent, ess + silent, clipped + silent, norm, agreement)
             self.recent.append(torch.stack([value.detach() for value in row]))
             self.suspects.append((suspect(batch, logprobs_bt, advantages_bt, values_bt), batch.windows, mask.shape[1]))
             self.last = batch
 
     def forward(self, batch: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
         """log pi(a | h) [B, T, A] in nats at the recorded temperatures, and V(h) [B, T] of the value head."""
+        return self._outputs(batch)[:2]
+
+    def _outputs(self, batch: Minibatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the loss is made of: `forward`'s, and log p of the observations' tokens [P] where they are asked for."""
         parts = [self._part(tree, temperature_b) for tree, temperature_b in self._parts(batch)]
-        logprobs, values = zip(*parts, strict=True)
-        return stacked(list(logprobs), -torch.inf), stacked(list(values))
+        logprobs, values, observed = zip(*parts, strict=True)
+        return stacked(list(logprobs), -torch.inf), stacked(list(values)), torch.cat(observed)
 
     def _parts(self, batch: Minibatch) -> list[tuple[TreeBatch, torch.Tensor]]:
         sizes = [tree.shape[0] for tree in batch.trees]
         return list(zip(batch.trees, batch.temperature_b.split(sizes), strict=True))
 
-    def _part(self, tree: TreeBatch, temperature_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _part(self, tree: TreeBatch, temperature_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         b, t, _ = tree.shape
         with self.choice.autocast():
             hidden = self.policy.hidden(tree)
             logprobs_bta = self.policy.logprobs(hidden, tree, temperature_b[:, None, None])
-        return logprobs_bta, self.value_head(hidden[: b * t].float()).view(b, t)
+            observed_p = self.policy.observation_logprobs(hidden, tree)
+        return logprobs_bta, self.value_head(hidden[: b * t].float()).view(b, t), observed_p
 
-    def _backward_in_parts(self, batch: Minibatch, logprobs_grad: torch.Tensor, values_grad: torch.Tensor) -> None:
+    def _backward_in_parts(
+        self, batch: Minibatch, logprobs_grad: torch.Tensor, values_grad: torch.Tensor, observed_grad: torch.Tensor
+    ) -> None:
         """Carry the loss's gradient with respect to scores and values through the model, part by part.
 
         The loss, whose means are over the whole batch, was computed from all scores; each part is computed again, so
         the gradient is that of one batch, whatever the objective (the scheme of Gao et al. 2021, arXiv 2101.06983).
         """
-        start = 0
+        start = first = 0
         for tree, temperature_b in self._parts(batch):
             b, t, a = tree.shape
             rows = slice(start, start + b)
-            outputs = self._part(tree, temperature_b)
-            torch.autograd.backward(outputs, (logprobs_grad[rows, :t, :a], values_grad[rows, :t]))
-            start += b
+            logprobs_bta, values_bt, observed_p = self._part(tree, temperature_b)
+            outputs = [(logprobs_bta, logprobs_grad[rows, :t, :a]), (values_bt, values_grad[rows, :t])]
+            if observed_p.requires_grad:
+                outputs.append((observed_p, observed_grad[first : first + len(observed_p)]))
+            tensors, gradients = zip(*outputs, strict=True)
+            torch.autograd.backward(tensors, gradients)
+            start, first = start + b, first + len(observed_p)
 
     def _draw(self) -> Minibatch:
         """The next minibatch; trajectories of a like length go together."""
@@ -264,7 +289,8 @@ class Trainer:
             batches = [ids[at : at + size] for at in range(0, len(ids), size)]
             self.queue = [batches[place] for place in self.sampler.generator.permutation(len(batches))]
         ids = self.queue.pop()
-        return self.replay.minibatch(ids, self.sampler.inverse_weights(ids), self._split)
+        asked = self.config.observations > 0
+        return self.replay.minibatch(ids, self.sampler.inverse_weights(ids), self._split, observations=asked)
 
     def _allow(self, budget: int) -> None:
         """Take no more than `budget` bytes for a batch, with gradient checkpointing if one window alone would."""
