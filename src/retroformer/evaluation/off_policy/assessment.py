@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from retroformer.evaluation.off_policy import evidence as gauge
+from retroformer.evaluation.off_policy import stand_in
 from retroformer.evaluation.off_policy.action_value import Array, fitted_q
 from retroformer.evaluation.off_policy.evidence import effective_size
 from retroformer.evaluation.off_policy.improvement import (
@@ -52,9 +53,9 @@ def evaluate_on_logs(
     """The off-policy report of a policy on logs that neither its training nor its choice has seen.
 
     `policy`, `behaviour` and `champion` are language-model policies. `behaviour`, fitted to other logs of the same
-    agents, stands in where log-probabilities were not recorded. `champion` None compares with the behaviour itself.
-    Undiscounted returns, trajectories weighted equally. Where the logs cannot tell, ``refused`` says why. Raises
-    PolicyError where a trajectory cannot be laid out.
+    agents, stands in where log-probabilities were not recorded, if it fits these. `champion` None compares with the
+    behaviour itself. Undiscounted returns, trajectories weighted equally. Where the logs cannot tell, ``refused`` says
+    why. Raises PolicyError where a trajectory cannot be laid out.
     """
     usable = [one for one in trajectories if one.learnable and one.steps]
     outcomes = Counter(one.outcome for one in trajectories)
@@ -82,7 +83,13 @@ def evaluate_on_logs(
     logs = Logs(usable)
     behaviour_s = logs.behaviour_s
     if silent:
-        behaviour_s = np.where(np.isnan(behaviour_s), logs.chosen(score(behaviour, usable, None)), behaviour_s)
+        fitted, silent_s = score(behaviour, usable, None), np.isnan(behaviour_s)
+        fit = stand_in.fit(logs, fitted, silent_s)
+        report["stand_in"] = fit.to_dict()
+        refused = stand_in.refusal(fit)
+        if refused is not None:
+            return report | {"refused": refused}
+        behaviour_s = np.where(silent_s, logs.chosen(fitted), behaviour_s)
         report["assumptions"].append(
             f"the behaviour's log-probabilities of {silent / report['decisions']:.0%} of the decisions, estimated by a "
             "policy fitted to other logs, are exact"

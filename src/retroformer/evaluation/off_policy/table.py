@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 
 from retroformer.evaluation.off_policy import evidence
 from retroformer.evaluation.off_policy.assessment import MIN_TASK_ESS
+from retroformer.evaluation.off_policy.stand_in import MAX_MISFIT
 
 
 class Table(TypedDict):
@@ -30,6 +31,10 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
         ["policy's temperature", f"{report['temperature']:g}"],
         ["assumed", "; ".join(report["assumptions"]) or "that the log-probabilities are those of what was sampled"],
     ]
+    if report.get("stand_in"):
+        fit = report["stand_in"]
+        known = f"{fit['gain']:+.2f} ± {fit['gain_error']:.2f} nats a trajectory, not proven above {MAX_MISFIT:g}"
+        asked.append(["what counting predicts better than the stand-in", known])
     found: list[Table] = [{"title": "Logs", "head": ["", ""], "rows": asked}]
     if report.get("evidence"):
         found.append(gauges("Evidence", report["evidence"]))
