@@ -104,7 +104,7 @@ def test_only_decisions_without_a_log_probability_count(silent):
 
 
 def test_counts_by_hand(silent):
-    """One step each, all alike: two folds' worth of counts predict the fifth that they have not seen."""
+    """One step each, all alike: the counts of four folds predict the fifth, which they have not seen."""
     one = replace(silent[0], steps=silent[0].steps[:1])
     step = replace(one.steps[0], observation="red", action="left")
     alike = [
