@@ -11,6 +11,8 @@ of what it lists as valid it does not understand, and says so, which costs a ste
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -49,6 +51,31 @@ def variations(task: str) -> tuple[list[int], list[int], list[int]]:
     return world.get_variations_train(), world.get_variations_dev(), world.get_variations_test()
 
 
+class Statics:
+    """What ScienceWorld keeps once a Java machine, for one instance: its random numbers and its count of objects.
+
+    Instances that take turns in a machine would draw from one sequence and number each other's objects, by which
+    things are named; so each puts its own in place before it is asked for anything.
+    """
+
+    def __init__(self, machine: Any):
+        self._random = machine.java.util.Random()
+        self._drawn_from = getattr(getattr(machine.scala.util, "Random$"), "MODULE$")
+        self._field = machine.java.lang.Class.forName("scala.util.Random").getDeclaredField("self")
+        self._field.setAccessible(True)
+        self._ids, self._count = machine.util.UniqueIdentifier, 0
+
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """In this block they are this instance's."""
+        self._field.set(self._drawn_from, self._random)
+        getattr(self._ids, "count_$eq")(self._count)
+        try:
+            yield
+        finally:
+            self._count = self._ids.count()
+
+
 class ScienceWorld:
     """A task as a TextEnvironment, see `retroformer.environments.protocol`."""
 
@@ -56,6 +83,7 @@ class ScienceWorld:
         self.task = task
         self.family = "scienceworld"
         self.world: Any = share(ScienceWorldEnv, INTERFACE)
+        self._statics = Statics(self.world._gateway.jvm)
         self.world.envStepLimit = 10 * MAX_STEPS  # the limit is ours, so that reaching it can be told from losing
         self._running = False
 
@@ -74,7 +102,8 @@ class ScienceWorld:
         """Do what was offered or anything else that ScienceWorld understands."""
         if not self._running:
             raise EnvironmentFault(f"scienceworld:{self.task} is not running: reset it before a step")
-        observation, reward, terminated, info = self.world.step(action)
+        with self._statics.own():
+            observation, reward, terminated, info = self.world.step(action)
         if observation.strip() == NOT_UNDERSTOOD and action not in self._offered:
             raise EnvironmentFault(f"scienceworld:{self.task} does not understand {action!r}")
         self._actions.append(action)
@@ -106,8 +135,9 @@ class ScienceWorld:
         return action if action in self._offered else None
 
     def _load(self, *, gold: bool) -> tuple[str, dict[str, Any]]:
-        self.world.load(self.task, self._variation, SIMPLIFICATIONS, generateGoldPath=gold)
-        return self.world.reset()
+        with self._statics.own():
+            self.world.load(self.task, self._variation, SIMPLIFICATIONS, generateGoldPath=gold)
+            return self.world.reset()
 
     def _offer(self, observation: str, info: dict[str, Any]) -> tuple[str, ...]:
         valid = sorted(set(info["valid"]))
