@@ -13,6 +13,8 @@ import torch
 from retroformer.policies.attention import Chunk
 from retroformer.policies.tree import Branches, Window, alone
 
+OBSERVED = 1024
+"""Tokens of observations that a batch predicts at most: the output layer costs as much for each as for a whole step."""
 WIDTH = 128
 """Branch tokens that are queries together; fewer see less that is not theirs, more are fewer calls."""
 
@@ -129,8 +131,11 @@ class Steps:
         )
 
 
-def collate(batch: Sequence[Window], pad: int, *, observations: bool = False) -> TreeBatch:
-    """Trunks side by side from column 0 and the branches behind the longest; what predicts nothing is not fed."""
+def collate(batch: Sequence[Window], pad: int, observed: Sequence[Sequence[int]] | None = None) -> TreeBatch:
+    """Trunks side by side from column 0 and the branches behind the longest; what predicts nothing is not fed.
+
+    `observed`: places of each window that are to predict their next token, see `observed_places`.
+    """
     steps = Steps.of(batch, [tree for window in batch for tree in window.trees()])
     fed = np.array([window.fed for window in batch])
     b, trunk = len(batch), int(fed.max())
@@ -157,15 +162,28 @@ def collate(batch: Sequence[Window], pad: int, *, observations: bool = False) ->
         positions[row[off_trunk], place[off_trunk]] = depth[off_trunk]
         chunks = _chunks(steps, row, place, depth, off_trunk, (b, trunk, length))
     laid = _batch(batch, steps, steps.row * length + steps.root, row * length + place, tokens, positions, chunks)
-    return _observing(laid, batch, np.arange(b) * length) if observations else laid
+    return laid if observed is None else _observing(laid, batch, observed, np.arange(b) * length)
 
 
-def _observing(laid: TreeBatch, batch: Sequence[Window], start: np.ndarray) -> TreeBatch:
-    """The same, asked for the tokens of observations too; `start`: flat place of each window's first token."""
-    places = [start[i] + np.array(window.observed, dtype=np.int64) for i, window in enumerate(batch)]
-    tokens = [window.tokens[place + 1] for window in batch for place in window.observed]
-    scored = torch.cat([laid.score_n, torch.from_numpy(np.concatenate(places))])
+def _observing(
+    laid: TreeBatch, batch: Sequence[Window], observed: Sequence[Sequence[int]], start: np.ndarray
+) -> TreeBatch:
+    """The same, asked for the tokens behind these places of each window; `start`: flat place of its first token."""
+    places = np.concatenate([first + np.array(own, dtype=np.int64) for first, own in zip(start, observed, strict=True)])
+    tokens = [window.tokens[place + 1] for window, own in zip(batch, observed, strict=True) for place in own]
+    scored = torch.cat([laid.score_n, torch.from_numpy(places)])
     return replace(laid, score_n=scored, observed_token=torch.tensor(tokens, dtype=torch.long))
+
+
+def observed_places(batch: Sequence[Window]) -> list[list[int]]:
+    """Of each window places whose next token an observation says: all, or evenly spaced over the batch OBSERVED."""
+    every = [window.observed for window in batch]
+    stride = -(-sum(map(len, every)) // OBSERVED)
+    found, before = [], 0
+    for own in every:
+        found.append(own[-before % stride :: stride] if own else own)
+        before += len(own)
+    return found
 
 
 def _chunks(
@@ -207,7 +225,7 @@ def _inherited(value: np.ndarray, parent: np.ndarray, wanted: np.ndarray) -> np.
     return value
 
 
-def collate_sequences(batch: Sequence[Window], pad: int, *, observations: bool = False) -> TreeBatch:
+def collate_sequences(batch: Sequence[Window], pad: int, observed: Sequence[Sequence[int]] | None = None) -> TreeBatch:
     """The same without a tree: every action of every step is a row of its own, behind its prefix once more.
 
     For models that can be trusted with plain forwards alone: rows are sorted by length, so that those of one length can
@@ -237,7 +255,7 @@ def collate_sequences(batch: Sequence[Window], pad: int, *, observations: bool =
     counted = Counter(map(len, rows))
     laid = replace(laid, lengths=tuple((counted[own], own) for own in sorted(counted)))
     last = np.cumsum([len(window.roots) for window in batch]) - 1  # whose prefix has all observations
-    return _observing(laid, batch, rank[first[last]] * length) if observations else laid
+    return laid if observed is None else _observing(laid, batch, observed, rank[first[last]] * length)
 
 
 def _batch(

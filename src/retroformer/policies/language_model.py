@@ -87,10 +87,10 @@ class LanguageModelPolicy:
         """The trajectory laid out in tokens; see `policies.tree.windows`."""
         return windows(trajectory, index, self.layout, self.encode, self.limit, self.text)
 
-    def collate(self, batch: Sequence[Window], *, observations: bool = False) -> TreeBatch:
-        """Windows as one padded batch on the model's device; with `observations` their tokens are asked for too."""
+    def collate(self, batch: Sequence[Window], observed: Sequence[Sequence[int]] | None = None) -> TreeBatch:
+        """Windows as one padded batch on the model's device; `observed` are places that predict observations."""
         lay = collate_sequences if self.method == "sequences" else collate
-        return lay(batch, self.pad, observations=observations).to(self.model.device)
+        return lay(batch, self.pad, observed).to(self.model.device)
 
     def hidden(self, batch: TreeBatch) -> torch.Tensor:
         """One forward for all windows; the hidden states of the N places that are scored, [N, D]."""

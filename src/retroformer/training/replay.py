@@ -10,6 +10,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from retroformer.errors import DataError
 from retroformer.objectives.baselines import baselines_of_sums
 from retroformer.objectives.returns import returns_to_go
-from retroformer.policies.batch import TreeBatch, moved
+from retroformer.policies.batch import TreeBatch, moved, observed_places
 from retroformer.policies.language_model import LanguageModelPolicy
 from retroformer.policies.tree import Window
 from retroformer.training.memory import shape
@@ -202,7 +203,7 @@ class Replay:
     ) -> Minibatch:
         """The windows of these trajectories, padded to one shape; `split` parts what memory cannot hold at once.
 
-        With `observations` the tokens of observations are asked for too.
+        With `observations` tokens of observations are asked for too (`observed_places`).
         """
         chosen: list[Window] = []
         of_window: list[float] = []
@@ -212,7 +213,9 @@ class Replay:
             chosen.extend(own)
             of_window.extend([weight] * len(own))
             named.extend((id, window.first_step) for window in own)
-        trees = [self.policy.collate(part, observations=observations) for part in split(chosen)]
+        parts = split(chosen)
+        asked = iter(observed_places(chosen) if observations else ())
+        trees = [self.policy.collate(part, list(islice(asked, len(part))) if observations else None) for part in parts]
         mask_bt, chosen_bt, action_mask_bta = (
             stacked([getattr(tree, name) for tree in trees]) for name in ("mask_bt", "chosen_bt", "action_mask_bta")
         )
