@@ -13,7 +13,7 @@ import torch
 from retroformer.policies.attention import Chunk
 from retroformer.policies.tree import Branches, Window, alone
 
-OBSERVED = 1024
+OBSERVED = 256
 """Tokens of observations that a batch predicts at most: the output layer costs as much for each as for a whole step."""
 WIDTH = 128
 """Branch tokens that are queries together; fewer see less that is not theirs, more are fewer calls."""
