@@ -57,7 +57,7 @@ def of_seeds(seeds: range, *, only_pages: bool) -> None:
         how = (
             "The default job, nothing chosen: every seed and round is here. Success is the mean over a family's tasks."
         )
-        question = "What do four rounds of the main job give, and do they hold on fresh seeds?"
+        question = "What do the rounds of the main job give, and do they hold on fresh seeds?"
         pages.write("rounds", question, how, *rounds.page(found))
 
 

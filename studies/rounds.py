@@ -1,4 +1,4 @@
-"""The main job over several seeds: four rounds each, as `make run` does them, in a clone of its own."""
+"""The main job over several seeds: as many rounds as `make run` closes, in a clone of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retroformer.storage import read_json, resume_folder, write_json, write_text
 from studies.start import PINS, first_pins
 
 ROOT = Path(".resume/studies")
-ROUNDS = 4
+ROUNDS = 3
 FAMILIES = ("strict", "babyai")
 Round = dict[str, Any]
 
