@@ -174,7 +174,7 @@ def close_round(commit: bool = False) -> State[Any] | None:
 
 
 @flow(name="improve", flow_run_name="to-round-{rounds}")
-def improve(rounds: int = 2, commit: bool = False) -> State[Any]:
+def improve(rounds: int = 3, commit: bool = False) -> State[Any]:
     """Run and close rounds until `rounds` are closed; `commit` commits, tags and pushes each."""
     return by_itself(lambda: close_until(rounds, commit))
 

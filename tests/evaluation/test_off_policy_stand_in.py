@@ -103,6 +103,30 @@ def test_only_decisions_without_a_log_probability_count(silent):
     assert fit(logs, uniform, np.zeros(len(logs.chosen_s), dtype=bool)) == Fit(0.0, 0.0)
 
 
+def test_a_few_silent_logs_among_many_are_judged_by_themselves(silent):
+    recorded = [replace(one, steps=tuple(replace(step, logprob=-1.0) for step in one.steps)) for one in silent[40:]]
+    logs = Logs([*silent[:40], *recorded])
+    uniform = dict.fromkeys(MU, (1 / 3, 1 / 3, 1 / 3))
+    found = fit(logs, view(logs.trajectories, uniform), np.isnan(logs.behaviour_s))
+    assert refusal(found) is not None
+    assert found.gain == pytest.approx(gain(silent, uniform).gain, rel=0.3)
+
+
+def test_texts_that_were_sampled_by_several_token_sequences_are_several_actions(silent):
+    one = replace(silent[0], steps=silent[0].steps[:1])
+    written = [
+        replace(
+            one,
+            id=str(place),
+            task=replace(one.task, name="T", seed=place),
+            steps=(replace(one.steps[0], action="ab", admissible_actions=None, token_ids=ids),),
+        )
+        for place, ids in enumerate([(1, 2, 9), (3, 9)] * 100)
+    ]
+    exact = Scored(np.log(np.full((200, 1), 0.5)), np.zeros((200, 1)))
+    assert refusal(fit(Logs(written), exact, np.ones(200, dtype=bool))) is None
+
+
 def test_counts_by_hand(silent):
     """One step each, all alike: the counts of four folds predict the fifth, which they have not seen."""
     one = replace(silent[0], steps=silent[0].steps[:1])
@@ -115,7 +139,7 @@ def test_counts_by_hand(silent):
     assert counted(Logs(alike), uniform) == pytest.approx([(4 + 10 * depth) / (4 + 10)] * 5)
 
 
-def test_generated_actions_that_were_never_seen_keep_the_stand_ins_probability(silent):
+def test_generated_actions_begin_with_the_stand_ins_probability(silent):
     one = replace(silent[0], steps=silent[0].steps[:1])
     texts = ["done", "done", "done", "done", "never"]
     written = [

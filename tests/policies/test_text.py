@@ -290,3 +290,13 @@ def test_an_episode_is_taken_up_as_training_lays_it_out(context):
         assert agent.transcripts[0].tokens == window.tokens
         assert choice.logprob == pytest.approx(scored(policy, whole)[-1], abs=1e-5)
         assert bool(earlier) == (context == 48 and t == 7)
+
+
+def test_what_closes_an_action_that_was_cut_is_no_observation():
+    """It follows the action in the history, and nobody said it: neither the policy nor the environment."""
+    policy = speaker()
+    cut = policy.encode("w0 w1")
+    for ids in (cut, (*cut, END_ID)):
+        [window] = policy.windows(spoken(("w5", "w0 w1", ids, None), ("w6 w7", "w2", None, ("w2", "w3"))))
+        said = policy.encode(*policy.layout.piece("observation", "w6 w7"))
+        assert tuple(window.tokens[place + 1] for place in window.observed) == said

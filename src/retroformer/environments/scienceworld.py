@@ -47,7 +47,8 @@ def make(task: str) -> ScienceWorld:
 def variations(task: str) -> tuple[list[int], list[int], list[int]]:
     """The task's variations for training, development and test."""
     world = share(ScienceWorldEnv, INTERFACE)
-    world.load(task, 0, SIMPLIFICATIONS)
+    with Statics(world._gateway.jvm).own():
+        world.load(task, 0, SIMPLIFICATIONS)
     return world.get_variations_train(), world.get_variations_dev(), world.get_variations_test()
 
 

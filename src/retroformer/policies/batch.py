@@ -175,15 +175,21 @@ def _observing(
     return replace(laid, score_n=scored, observed_token=torch.tensor(tokens, dtype=torch.long))
 
 
-def observed_places(batch: Sequence[Window]) -> list[list[int]]:
-    """Of each window places whose next token an observation says: all, or evenly spaced over the batch OBSERVED."""
+def observed_places(batch: Sequence[Window], phase: float) -> list[list[int]]:
+    """Of each window places whose next token is an observation's: all, or OBSERVED of the batch's, evenly spaced.
+
+    `phase`, drawn from [0, 1), says where the first lies, so that each place is as probable as any other.
+    """
     every = [window.observed for window in batch]
-    stride = -(-sum(map(len, every)) // OBSERVED)
-    found, before = [], 0
-    for own in every:
-        found.append(own[-before % stride :: stride] if own else own)
-        before += len(own)
-    return found
+    count = sum(map(len, every))
+    if count <= OBSERVED:
+        return every
+    kept = np.zeros(count, dtype=bool)
+    kept[((np.arange(OBSERVED) + phase) * count / OBSERVED).astype(np.int64).clip(max=count - 1)] = True
+    pieces = np.split(kept, np.cumsum([len(own) for own in every])[:-1])
+    return [
+        [place for place, one in zip(own, piece, strict=True) if one] for own, piece in zip(every, pieces, strict=True)
+    ]
 
 
 def _chunks(

@@ -162,6 +162,8 @@ class Window:
     chosen: list[int] = field(default_factory=list)
     generated: set[int] = field(default_factory=set)
     """Which of the scored steps were generated: their one action is the tokens sampled, terminator included."""
+    ends: list[int] = field(default_factory=list)
+    """For each scored step the trunk position of its action's last token, of what closes one that was cut included."""
 
     @property
     def fed(self) -> int:
@@ -171,9 +173,8 @@ class Window:
 
     @property
     def observed(self) -> list[int]:
-        """Trunk positions whose next token the environment says: between an action and the next decision."""
-        ends = [root + len(self.actions[t][self.chosen[t]]) for t, root in enumerate(self.roots)]
-        return [place for end, root in zip(ends, self.roots[1:], strict=False) for place in range(end, root)]
+        """Trunk positions whose next token is an observation's, in the layout's words, before another decision."""
+        return [place for end, root in zip(self.ends, self.roots[1:], strict=False) for place in range(end, root)]
 
     def trees(self) -> list[Branches]:
         """The branches of each scored step."""
@@ -230,5 +231,6 @@ def windows(
         transcript.act(actions[chosen])
         if generated:
             transcript.act(text.closing(actions[chosen]))
+        window.ends.append(len(transcript.tokens) - 1)
     window.tokens = transcript.tokens
     return [*done, window] if window.roots else done

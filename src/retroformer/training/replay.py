@@ -199,11 +199,11 @@ class Replay:
         weights: Iterable[float],
         split: Split = lambda all: [all],
         *,
-        observations: bool = False,
+        observations: float | None = None,
     ) -> Minibatch:
         """The windows of these trajectories, padded to one shape; `split` parts what memory cannot hold at once.
 
-        With `observations` tokens of observations are asked for too (`observed_places`).
+        With `observations` tokens of observations are asked for too; it is their phase, see `observed_places`.
         """
         chosen: list[Window] = []
         of_window: list[float] = []
@@ -214,8 +214,8 @@ class Replay:
             of_window.extend([weight] * len(own))
             named.extend((id, window.first_step) for window in own)
         parts = split(chosen)
-        asked = iter(observed_places(chosen) if observations else ())
-        trees = [self.policy.collate(part, list(islice(asked, len(part))) if observations else None) for part in parts]
+        asked = iter(observed_places(chosen, observations) if observations is not None else ())
+        trees = [self.policy.collate(part, list(islice(asked, len(part))) or None) for part in parts]
         mask_bt, chosen_bt, action_mask_bta = (
             stacked([getattr(tree, name) for tree in trees]) for name in ("mask_bt", "chosen_bt", "action_mask_bta")
         )

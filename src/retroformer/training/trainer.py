@@ -289,8 +289,8 @@ class Trainer:
             batches = [ids[at : at + size] for at in range(0, len(ids), size)]
             self.queue = [batches[place] for place in self.sampler.generator.permutation(len(batches))]
         ids = self.queue.pop()
-        asked = self.config.observations > 0
-        return self.replay.minibatch(ids, self.sampler.inverse_weights(ids), self._split, observations=asked)
+        phase = self.sampler.generator.random() if self.config.observations else None
+        return self.replay.minibatch(ids, self.sampler.inverse_weights(ids), self._split, observations=phase)
 
     def _allow(self, budget: int) -> None:
         """Take no more than `budget` bytes for a batch, with gradient checkpointing if one window alone would."""

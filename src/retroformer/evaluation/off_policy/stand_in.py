@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from retroformer.evaluation.off_policy.action_value import Array
 from retroformer.evaluation.off_policy.evidence import ERRORS
 from retroformer.evaluation.off_policy.logs import Logs, Scored
+from retroformer.types import Step
 
 STRENGTH = 10.0
 """Decisions' worth of the coarser prediction that the finer one begins with."""
 SHARE = 0.5
 """Of the counts in the rival, the rest is the stand-in's: what the counts lack costs at most log 2 a decision."""
 MAX_MISFIT = 0.1
-"""Nats a trajectory that the rival may be proven to have over the stand-in: weights that are wrong by a tenth."""
+"""Nats a trajectory that the rival may be proven to have over the stand-in: a bias of the weights' logarithms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Fit:
     """How much better the rival predicts what was logged; negative where the stand-in is the better."""
 
     gain: float
-    """Nats a trajectory, a lower bound of the divergence."""
+    """Nats a trajectory in which it stands in for something, a lower bound of the divergence."""
     gain_error: float
     """Its standard error; attempts at a task instance are not independent."""
 
@@ -47,11 +48,16 @@ class Fit:
 
 def fit(logs: Logs, scored: Scored, silent_s: NDArray[np.bool_]) -> Fit:
     """What the rival has over the stand-in, whose view is `scored`, where it stands in, at `silent_s`."""
-    own_s, counts_s = logs.chosen(scored), np.log(counted(logs, scored))
+    own_s = logs.chosen(scored)
+    with np.errstate(divide="ignore"):  # a long text's probability may be below the least number
+        counts_s = np.log(counted(logs, scored))
     rival_s = np.logaddexp(np.log(1 - SHARE) + own_s, np.log(SHARE) + counts_s)
     gain_n = np.bincount(logs.trajectory_s, np.where(silent_s, rival_s - own_s, 0.0))
-    count, gain = len(gain_n), float(gain_n.mean())
-    residual_c = np.bincount(logs.instance_n, gain_n - gain)
+    stands_n = np.bincount(logs.trajectory_s, silent_s) > 0
+    if not (count := int(stands_n.sum())):
+        return Fit(0.0, 0.0)
+    gain = float(gain_n.sum()) / count
+    residual_c = np.bincount(logs.instance_n, np.where(stands_n, gain_n - gain, 0.0))
     return Fit(gain, float(np.sqrt(residual_c @ residual_c)) / count)
 
 
@@ -70,14 +76,20 @@ def counted(logs: Logs, scored: Scored) -> Array:
     for context in contexts:
         seen: Counter[Hashable] = Counter()
         for step, where, fold in zip(steps, context, folds, strict=True):
-            seen.update([(where, step.action), (where, step.action, fold), where, (where, fold)])
+            taken = said(step)
+            seen.update([(where, taken), (where, taken, fold), where, (where, fold)])
         for row, step, where, fold in zip(rival_sa, steps, context, folds, strict=True):
             listed = step.admissible_actions
-            taken_a = np.array([seen[where, one] - seen[where, one, fold] for one in listed or (step.action,)])
+            taken_a = np.array([seen[where, one] - seen[where, one, fold] for one in listed or (said(step),)])
             # Of what can be chosen now; generated actions are all there.
             total = taken_a.sum() if listed else seen[where] - seen[where, fold]
             row[: len(taken_a)] = (taken_a + STRENGTH * row[: len(taken_a)]) / (total + STRENGTH)
     return np.take_along_axis(rival_sa, logs.chosen_s[:, None], 1)[:, 0]
+
+
+def said(step: Step) -> Hashable:
+    """What was done, as the stand-in tells it apart: several token sequences may read as one text."""
+    return step.action if step.admissible_actions is not None else (step.action, step.token_ids)
 
 
 def refusal(found: Fit) -> str | None:
