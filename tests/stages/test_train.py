@@ -40,9 +40,11 @@ def test_what_training_leaves(made_challenger):
     assert [int(row["update"]) for row in curve] == list(range(1, 13))
     assert [row["update"] for row in curve if row["score"]] == ["6", "12"]
     wanted = (
-        "loss policy_loss value_loss entropy kl ess clipped grad_norm agreement kl_reference learning_rate tiers score"
+        "loss policy_loss value_loss observation_loss entropy kl ess clipped grad_norm agreement kl_reference "
+        "learning_rate tiers score"
     )
     assert list(curve[0]) == ["update", *wanted.split()]
+    assert all(float(row["observation_loss"]) > 0 for row in curve)
     schedule = rows(data / "training/schedule.csv")
     assert list(schedule[0]) == ["update", "tiers_admitted", "signal"]
     assert (data / "challenger/value_head.safetensors").is_file()
