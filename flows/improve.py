@@ -63,6 +63,8 @@ from retroformer.tracking.record import COLUMNS, folder_of, read_records
 from retroformer.tracking.table import show
 
 PINS = Path("data/champion.json")
+ROUNDS = 3
+"""That `make run` closes unless it is told otherwise."""
 PATIENCE = 20.0
 """Seconds that an interrupted stage has to leave in good order."""
 DVC = """\
@@ -174,7 +176,7 @@ def close_round(commit: bool = False) -> State[Any] | None:
 
 
 @flow(name="improve", flow_run_name="to-round-{rounds}")
-def improve(rounds: int = 3, commit: bool = False) -> State[Any]:
+def improve(rounds: int = ROUNDS, commit: bool = False) -> State[Any]:
     """Run and close rounds until `rounds` are closed; `commit` commits, tags and pushes each."""
     return by_itself(lambda: close_until(rounds, commit))
 
@@ -386,7 +388,7 @@ def run(rounds: int, commit: bool) -> int:
 def main() -> int:
     """Close the rounds that are missing, then print the table. Returns the exit code."""
     parser = argparse.ArgumentParser(description=improve.__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="how many rounds are to be closed in the end")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="how many rounds are to be closed in the end")
     parser.add_argument("--commit", action="store_true", help="commit, tag and push each round")
     asked = parser.parse_args()
     try:
