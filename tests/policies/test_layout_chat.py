@@ -6,7 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from retroformer.policies.checkpoints import load
-from retroformer.policies.language_model import LanguageModelPolicy
+from retroformer.policies.language_model import LanguageModelPolicy, tokeniser
 from retroformer.policies.layout import Layout
 from retroformer.types import Step
 from tiny import told
@@ -145,3 +145,27 @@ def test_a_word_of_a_built_vocabulary_ends_no_turn():
     assert policy.encode("go on", "", f" {END}")[-1] == end
     step = Step(f"go {END}", f"on {END} on", 0.0)
     assert policy.text.tokens(step).count(end) == 1
+
+
+TEXTS = ("a red ball", " x\n", "<|im_end|>", "a<|h|>b", "ż€", "")
+
+
+@pytest.mark.parametrize("split_special_tokens", [False, True])
+def test_a_text_has_the_tokens_that_its_tokenizer_says_whatever_it_cuts_or_pads(split_special_tokens):
+    tokenizer = chat_tokenizer(CHATML)
+    tokenizer.split_special_tokens = split_special_tokens
+    expected = [tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
+    tokenizer.backend_tokenizer.enable_truncation(2)
+    tokenizer.backend_tokenizer.enable_padding(length=20)
+    tokenise = tokeniser(tokenizer)
+    assert [list(tokenise(text)) for text in TEXTS] == expected
+
+
+def test_a_tokenizer_that_encodes_in_its_own_way_is_asked():
+    class Own(PreTrainedTokenizerFast):
+        def encode(self, text, **options):
+            return [7, *super().encode(text, **options)]
+
+    tokenizer = Own(tokenizer_object=chat_tokenizer(CHATML).backend_tokenizer)
+    assert list(tokeniser(tokenizer)("a")) == tokenizer.encode("a", add_special_tokens=False)
+    assert tokeniser(tokenizer)("a")[0] == 7

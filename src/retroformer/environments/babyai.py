@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -126,13 +127,12 @@ class QuickView:
     def gen_obs(self: Any) -> dict[str, Any]:
         """Look around; called by minigrid at the end of each reset and step. The text is made from `view`."""
         size = self.agent_view_size
-        ahead, (ax, ay), grid = DIRECTIONS[self.agent_dir], self.agent_pos, self.grid
+        (ax, ay), there, width, height = self.agent_pos, self.grid.grid, self.grid.width, self.grid.height
+        ax, ay = int(ax), int(ay)  # minigrid gives numpy's, whose sums are slow
         cells: list[Any] = []
-        for forward in range(size - 1, -1, -1):
-            for right in range(-(size // 2), size // 2 + 1):
-                x, y = ax + forward * ahead[0] - right * ahead[1], ay + forward * ahead[1] + right * ahead[0]
-                inside = 0 <= x < grid.width and 0 <= y < grid.height
-                cells.append(grid.grid[y * grid.width + x] if inside else OUTSIDE)
+        for right, down in around(size, self.agent_dir):
+            x, y = ax + right, ay + down
+            cells.append(there[y * width + x] if 0 <= x < width and 0 <= y < height else OUTSIDE)
         visible = see(cells, size)
         cells = [cell if seen else None for cell, seen in zip(cells, visible, strict=True)]
         cells[size * (size - 1) + size // 2] = self.carrying
@@ -144,6 +144,14 @@ class QuickView:
     def gen_obs_grid(self: Any, agent_view_size: int | None = None) -> tuple[Grid, np.ndarray]:
         """The view, 7x7 cells with the agent below in the middle, and which of them it sees, by column and row."""
         return self.view
+
+
+@lru_cache
+def around(size: int, direction: int) -> tuple[tuple[int, int], ...]:
+    """Where the cells of a view lie from the agent, by column and row of the grid; row by row from the farthest."""
+    x, y = DIRECTIONS[direction]
+    sides = range(-(size // 2), size // 2 + 1)
+    return tuple((ahead * x - side * y, ahead * y + side * x) for ahead in range(size - 1, -1, -1) for side in sides)
 
 
 def see(cells: list[Any], size: int) -> list[bool]:

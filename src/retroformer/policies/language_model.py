@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedTokenizerFast
 
 from retroformer.policies.acting import LanguageModelAgent
 from retroformer.policies.attention import PREFIX_TREE, additive, dense
@@ -53,6 +54,7 @@ class LanguageModelPolicy:
         """What `policies.adapters.adapt` adds to the model; None without."""
         self.autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
         """The precision of products where `devices.Choice.act` set one; that of training is the trainer's."""
+        self._tokenise = tokeniser(tokenizer)
         self.encode = lru_cache(maxsize=1 << 15)(self._encode)
         added = tokenizer.added_tokens_decoder.values()
         told = layout.task + layout.observation + layout.action
@@ -81,7 +83,7 @@ class LanguageModelPolicy:
         # A marker in the content is cut in two, so that it is read as the text that it is.
         cuts = [0, *(match.start() + 1 for match in self._marker.finditer(text)), len(text)]
         parts = [before[:opening], *(text[a:b] for a, b in pairwise(cuts)), after[closing:]]
-        return tuple(id for part in parts if part for id in self.tokenizer.encode(part, add_special_tokens=False))
+        return tuple(id for part in parts if part for id in self._tokenise(part))
 
     def windows(self, trajectory: Trajectory, index: int = 0) -> list[Window]:
         """The trajectory laid out in tokens; see `policies.tree.windows`."""
@@ -183,16 +185,19 @@ class LanguageModelPolicy:
         self, hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor, temperature: torch.Tensor | float = 1.0
     ) -> torch.Tensor:
         """log p(token) in nats, [E], in the softmax over the vocabulary of logits / `temperature` (a number or [E])."""
-        if not isinstance(temperature, torch.Tensor):
-            temperature = torch.full((), temperature, device=hidden_nd.device)  # filled there, not copied
-        divisor = temperature.expand(len(token))
+        # A number need not be copied to the device, and 1 divides nothing.
+        divisors = (temperature.expand(len(token)),) if isinstance(temperature, torch.Tensor) else ()
 
-        def part(hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor, divisor: torch.Tensor):
-            logits = self.logits(hidden_nd[place]) / divisor[:, None]
+        def part(hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor, *divisors: torch.Tensor):
+            logits = self.logits(hidden_nd[place])
+            if divisors:
+                logits = logits / divisors[0][:, None]
+            elif temperature != 1.0:
+                logits = logits / temperature
             return logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
 
         size = LOGITS // self.model.get_output_embeddings().weight.shape[0]
-        return in_parts(part, hidden_nd, place, token, divisor, size=size)
+        return in_parts(part, hidden_nd, place, token, *divisors, size=size)
 
     def observation_logprobs(self, hidden_nd: torch.Tensor, batch: TreeBatch) -> torch.Tensor:
         """log p of each token of the observations that `batch` asks for, [P] in nats; empty where it asks for none."""
@@ -265,6 +270,20 @@ def in_parts(part: Callable[..., torch.Tensor], hidden_nd: torch.Tensor, *of_ent
     return torch.cat(
         [checkpoint(part, hidden_nd, *(one[some] for one in of_entries), use_reentrant=False) for some in slices]
     )
+
+
+def tokeniser(tokenizer: Any) -> Callable[[str], Sequence[int]]:
+    """A text's tokens, with none around them, as `tokenizer` has them; by its fast half alone where that is all."""
+    slow = partial(tokenizer.encode, add_special_tokens=False)
+    kind = type(tokenizer)
+    if (getattr(kind, "encode", None), getattr(kind, "_encode_plus", None)) != (
+        PreTrainedTokenizerFast.encode,
+        PreTrainedTokenizerFast._encode_plus,
+    ):
+        return slow
+    slow("")  # which also sets how the fast half cuts, pads and reads special tokens
+    fast = tokenizer.backend_tokenizer
+    return lambda text: fast.encode(text, add_special_tokens=False).ids
 
 
 def stops_of(model: Any, tokenizer: Any) -> list[int]:

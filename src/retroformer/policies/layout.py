@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from retroformer.errors import PolicyError
@@ -89,8 +90,7 @@ class Layout:
 
     def piece(self, name: str, content: str) -> Piece:
         """Content between the two ends of the template `name`: task, observation or action."""
-        before, _, after = getattr(self, name).partition("{" + name + "}")
-        return content, before.format(), after.format()
+        return content, *_ends(getattr(self, name), name)
 
     def opening(self, description: str, total_return: float | None = None) -> Piece:
         """What stands before the first observation. `total_return`: the one achieved, or None for the target."""
@@ -99,6 +99,13 @@ class Layout:
         reached = self.target_return if total_return is None else total_return
         # Adding 0 turns -0.0, which is no word of a built vocabulary, into 0.0.
         return self.piece("task", f"return {round(reached, 1) + 0.0:.1f} {description}")
+
+
+@lru_cache
+def _ends(template: str, name: str) -> tuple[str, str]:
+    """What stands in a template before ``{name}`` and after it."""
+    before, _, after = template.partition("{" + name + "}")
+    return before.format(), after.format()
 
 
 def _around(tokenizer: Any, *roles: str) -> list[str] | None:
