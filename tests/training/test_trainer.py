@@ -409,6 +409,15 @@ def test_a_loss_that_is_no_number_stops_and_names_the_step_and_the_remedy(tmp_pa
         one.run(tmp_path, silent)
 
 
+def test_where_only_observations_have_no_number_no_trajectory_is_accused(tmp_path):
+    one = trainer(MANY, **{**RUN, "curriculum": False, "batch": 8, "observations": 0.5})
+    with torch.no_grad():
+        one.policy.model.lm_head.weight[one.policy.encode("x")[0]] = torch.nan  # which is no action's
+    told = r"not finite at update \d; the model gives no number to an observation's token: .*, or set train.obs"
+    with pytest.raises(TrainingStopped, match=told):
+        one.run(tmp_path, silent)
+
+
 @pytest.mark.parametrize(
     ("reward", "remedy"),
     [

@@ -240,7 +240,8 @@ class Trainer:
 
     def forward(self, batch: Minibatch) -> tuple[torch.Tensor, torch.Tensor]:
         """log pi(a | h) [B, T, A] in nats at the recorded temperatures, and V(h) [B, T] of the value head."""
-        return self._outputs(batch)[:2]
+        silent = [replace(tree, observed_token=None) for tree in batch.trees]
+        return self._outputs(replace(batch, trees=silent))[:2]
 
     def _outputs(self, batch: Minibatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the loss is made of: `forward`'s, and log p of the observations' tokens [P] where they are asked for."""
@@ -323,10 +324,13 @@ class Trainer:
         if not all(finite_n):
             first = finite_n.index(False)
             noted, windows, width = suspects[first]
-            self.stopped = (
-                f"the loss or its gradient is not finite at update {self.done - len(finite_n) + 1 + first}; "
-                + accusation(noted.tolist(), windows, width, self.replay.breaking(self.policy))
-            )
+            losses = dict(zip(COLUMNS, recent[first].isfinite().tolist(), strict=True))
+            if losses["policy_loss"] and losses["value_loss"] and not losses["observation_loss"]:
+                why = f"the model gives no number to an observation's token: {REMEDY}, or set train.observations to 0"
+            else:
+                why = accusation(noted.tolist(), windows, width, self.replay.breaking(self.policy))
+            at = self.done - len(finite_n) + 1 + first
+            self.stopped = f"the loss or its gradient is not finite at update {at}; {why}"
         elif kl is not None and kl > config.max_kl:
             self.stopped = f"KL to the {whose} is {kl:.2f} nats a step at update {self.done}, limit {config.max_kl}"
         elif row["ess"] is not None and row["ess"] < config.min_ess:
