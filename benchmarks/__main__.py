@@ -14,7 +14,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from retroformer.errors import RetroformerError
-from retroformer.storage import write_json
+from retroformer.files import write_json
 
 BENCHMARKS = {
     "train": "forward and backward of whole trajectories against TRL's GRPO and lamorel's algorithm",

@@ -19,7 +19,7 @@ from studies.start import first_pins
 
 from benchmarks.breakdown import BIN, WORK, breakdown, orchestration, read_samples
 from benchmarks.measure import Report
-from retroformer.storage import read_json, write_json, write_text
+from retroformer.files import read_json, write_json, write_text
 
 HERE = Path(__file__).resolve().parents[1]
 COPIED = ("src", "flows", "data", ".dvc", "mlruns", "dvc.yaml", "params.yaml", ".gitignore", ".dvcignore")

@@ -20,10 +20,11 @@ from studies.start import first_pins
 import retroformer.training.trainer  # noqa: F401 (imported before the clock starts)
 from benchmarks.measure import status
 from retroformer.config import PolicyConfig, load_config
+from retroformer.files import write_json
 from retroformer.policies.checkpoints import build
 from retroformer.stages.curate import curate
 from retroformer.stages.train import train
-from retroformer.storage import write_json, write_trajectories
+from retroformer.storage import write_trajectories
 from retroformer.types import Outcome, Step, StopReason, Task, Trajectory, trajectory_id
 
 WORDS = tuple(f"w{place}" for place in range(200))

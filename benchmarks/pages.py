@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.breakdown import WORK
-from retroformer.storage import read_json, write_text
+from retroformer.files import read_json, write_text
 
 DOCS = Path("docs/benchmarks")
 TARGETS: dict[str, tuple[float, float]] = {

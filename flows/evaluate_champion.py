@@ -21,8 +21,8 @@ from prefect.states import Completed, Failed
 
 from retroformer.config import load_config
 from retroformer.errors import DataError
+from retroformer.files import read_json
 from retroformer.pins import read_pins, verify
-from retroformer.storage import read_json
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

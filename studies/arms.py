@@ -22,12 +22,13 @@ from retroformer.config import Config, load_config
 from retroformer.environments import with_missions
 from retroformer.environments.splits import official, seeds
 from retroformer.errors import DataError
+from retroformer.files import read_json, resume_folder, write_json, write_text
 from retroformer.rollouts.engine import Conditions, Episode
 from retroformer.rollouts.workers import Player, play_all
 from retroformer.stages.collect import collect
 from retroformer.stages.curate import curate
 from retroformer.stages.train import train
-from retroformer.storage import TrajectoryWriter, read_json, resume_folder, stream_trajectories, write_json, write_text
+from retroformer.storage import TrajectoryWriter, stream_trajectories
 from retroformer.types import Outcome
 from studies import told
 from studies.start import FIRST_AGENT, PINS, first_pins

@@ -31,10 +31,10 @@ import psutil
 import pyarrow.parquet as pq
 from benchmarks.end_to_end import MICRO, copy_project
 
+from retroformer.files import hash_directory, read_json, resume_folder, write_json
 from retroformer.preloaded import SERVE, preloaded
 from retroformer.progress import progress
 from retroformer.stages import STAGES
-from retroformer.storage import hash_directory, read_json, resume_folder, write_json
 from studies.start import first_pins
 
 ROOT = Path(".resume/studies")

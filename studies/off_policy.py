@@ -21,10 +21,11 @@ from retroformer.config import Config, load_config
 from retroformer.environments.splits import seeds
 from retroformer.evaluation.off_policy import assessment, evidence, improvement
 from retroformer.evaluation.off_policy.logs import Logs, Scored, score
+from retroformer.files import read_json, write_json, write_text
 from retroformer.progress import progress
 from retroformer.rollouts.engine import Conditions, Episode
 from retroformer.rollouts.workers import Player, play_all
-from retroformer.storage import read_json, read_trajectories, write_json, write_text, write_trajectories
+from retroformer.storage import read_trajectories, write_trajectories
 from retroformer.types import Trajectory
 from studies.arms import FIRST_AGENT, ONCE, ROOT, configure, history
 from studies.tables import table

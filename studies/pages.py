@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from retroformer.config import load_config
-from retroformer.storage import write_text
+from retroformer.files import write_text
 from studies import desk, kinds
 from studies.arms import AGENTS, FIRST_AGENT, FOLLOWS, GREEDY, ONCE, SAMPLED, TRANSFER, Arm, Play
 from studies.tables import Result, by_arm, half_width, over_seeds, success, table

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retroformer.config import load_config
-from retroformer.storage import read_json, resume_folder, write_json, write_text
+from retroformer.files import read_json, resume_folder, write_json, write_text
 from studies.start import PINS, first_pins
 
 ROOT = Path(".resume/studies")

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from retroformer.storage import write_json, write_text, write_trajectories
+from retroformer.files import write_json, write_text
+from retroformer.storage import write_trajectories
 from retroformer.types import Outcome, Step, StopReason, Task, Trajectory, trajectory_id
 
 HERE = Path(__file__).resolve().parents[1]

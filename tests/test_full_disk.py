@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from project import make_project, run
+from retroformer.files import hash_directory
 from retroformer.pins import read_pins
 from retroformer.stages import STAGES
-from retroformer.storage import hash_directory
 from tiny_round import BOT, pin, tiny_config
 
 LEFT = {"close": (0, 20, 200, 700, 1500, 3000)}

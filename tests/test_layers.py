@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("types", "errors", "progress", "chat"),
+    ("files",),
     ("config", "storage"),
     ("pins", "tombstones"),
     ("preloaded",),

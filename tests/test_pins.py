@@ -5,8 +5,8 @@ import math
 import pytest
 
 from retroformer.errors import DataError, PinMismatch
+from retroformer.files import hash_directory, write_json
 from retroformer.pins import Pin, Pins, policy_hash, read_pins, verify, write_pins
-from retroformer.storage import hash_directory, write_json
 
 SCRIPTED = "scripted:babyai-bot?noise=0.7"
 

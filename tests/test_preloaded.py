@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from retroformer import __version__, preloaded
-from retroformer.storage import hash_directory
+from retroformer.files import hash_directory
 from tiny_round import pin, tiny_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks of a process with torch are for Linux alone")

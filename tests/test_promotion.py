@@ -14,8 +14,8 @@ import pytest
 from project import run
 from retroformer import promotion, rounds
 from retroformer.errors import ConfigError, DataError, PinMismatch
+from retroformer.files import read_json, write_json
 from retroformer.pins import Pin, Pins, policy_hash, read_pins
-from retroformer.storage import read_json, write_json
 from retroformer.tracking import aliases, mlflow_view, promotions
 from retroformer.tracking.record import read_records
 from test_rounds import kill, state

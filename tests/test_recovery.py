@@ -15,8 +15,8 @@ from dying import dies
 from project import dvc, run
 from retroformer import recovery
 from retroformer.errors import DataError
+from retroformer.files import read_json, replacing, settle, write_json, write_text
 from retroformer.recovery import mend_dvc, mend_git
-from retroformer.storage import read_json, replacing, settle, write_json, write_text
 
 LOCK = """\
 schema: '2.0'

@@ -21,9 +21,9 @@ import pytest
 from project import HERE, dvc, make_round, record_round, run
 from retroformer import cli, rounds
 from retroformer.errors import DataError, PinMismatch
+from retroformer.files import hash_directory, read_json, write_json
 from retroformer.journal import read_seconds, record_seconds
 from retroformer.pins import policy_hash, read_pins, verify
-from retroformer.storage import hash_directory, read_json, write_json
 from retroformer.tracking import aliases, mlflow_view, promotions, record
 from three_rounds import quick_dvc
 

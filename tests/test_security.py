@@ -21,7 +21,8 @@ from project import HERE
 from retroformer import rounds
 from retroformer.config import load_config
 from retroformer.errors import ConfigError, DataError, PinMismatch, PolicyError
-from retroformer.storage import read_trajectories, write_json, write_trajectories
+from retroformer.files import write_json
+from retroformer.storage import read_trajectories, write_trajectories
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from project import FIRST_PINS, HERE, make_project, run
-from retroformer.storage import read_json, write_json, write_text
+from retroformer.files import read_json, write_json, write_text
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from project import make_round
 from retroformer import rounds
 from retroformer.config import PolicyConfig
 from retroformer.evaluation.episodes import COLUMNS
-from retroformer.storage import hash_directory, write_text
+from retroformer.files import hash_directory, write_text
 
 WORDS = ("go", "to", "the", "ball", "a", "wall", "left", "right")
 SITUATION = {

@@ -18,11 +18,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from retroformer.errors import DataError
+from retroformer.files import hash_directory, read_json
 from retroformer.importers.formats import format_named
 from retroformer.importers.records import files_of
 from retroformer.pins import read_pins
 from retroformer.rounds import LOGS, PINS, changed_stages, dvc, git
-from retroformer.storage import hash_directory, read_json
 from retroformer.tracking.record import HISTORY
 
 INBOX = Path("data/inbox")

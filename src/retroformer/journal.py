@@ -30,8 +30,8 @@ RUN = Path(".resume/run.json")
 
 def record_seconds(stage: str, seconds: float, root: Path = Path("."), *, around: bool = False) -> None:
     """Remember how long a stage took by itself, or all that passed `around` it; other rounds' are forgotten."""
+    from retroformer.files import write_json
     from retroformer.pins import read_pins
-    from retroformer.storage import write_json
 
     try:
         number = read_pins(root / "data" / "champion.json").round
@@ -55,7 +55,7 @@ def read_seconds(number: int, root: Path = Path("."), *, around: bool = False) -
 
 def record_failure(command: str, code: int, message: str, root: Path = Path(".")) -> None:
     """Remember why a command failed. Away from a project, and where nothing can be written, it is left out."""
-    from retroformer.storage import write_json
+    from retroformer.files import write_json
 
     if not (root / "params.yaml").is_file():
         return
@@ -95,7 +95,7 @@ def alone(run: str, id: str = "", root: Path = Path(".")) -> Iterator[dict[str, 
     `run` and `id`, where it has one, say who this is. Yields the same of an earlier run that ended without a word
     (killed, a power cut), empty where none did. Raises Busy where another run is under way.
     """
-    from retroformer.storage import write_json
+    from retroformer.files import write_json
 
     lock = lock_runs(root)
     try:

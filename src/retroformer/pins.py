@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retroformer.errors import DataError, PinMismatch
-from retroformer.storage import hash_directory, read_json, write_json
+from retroformer.files import hash_directory, read_json, write_json
 
 SCRIPTED = "scripted:"
 

@@ -1,6 +1,6 @@
 """What a kill leaves behind outside of this package's own files, made good before the next command needs it.
 
-What this package writes is whole or not there (`storage`). DVC and git clear or keep their own: DVC forgets the locks
+What this package writes is whole or not there (`files`). DVC and git clear or keep their own: DVC forgets the locks
 of processes that are gone, but writes its small files in place, so a kill can leave half of one, on which every later
 command stops; git leaves its lock files, on which it stops as well. And a process whose parent was killed runs on,
 beside the one that is started in its place.
@@ -138,7 +138,7 @@ def _bring_back(path: Path, root: Path) -> str:
     if found.returncode:
         path.unlink()
         return f"{name} was half written by a killed process: removed, DVC makes it anew"
-    from retroformer.storage import write_text
+    from retroformer.files import write_text
 
     write_text(path, found.stdout.decode())
     return f"{name} was half written by a killed process: it is again as it was committed"

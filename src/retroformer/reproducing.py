@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from retroformer.errors import DataError
+from retroformer.files import read_json
 from retroformer.rounds import dvc, git
 from retroformer.stages import STAGES
-from retroformer.storage import read_json
 
 TRAINED = Path("data/training/train.json")
 

@@ -21,10 +21,10 @@ from typing import Any
 import filelock
 
 from retroformer.errors import DataError
+from retroformer.files import hash_directory, read_json, replacing, write_json, write_text
 from retroformer.pins import Pin, Pins, policy_hash, read_pins, verify, write_pins
 from retroformer.recovery import mend_dvc, mend_git
 from retroformer.stages import STAGES
-from retroformer.storage import hash_directory, read_json, replacing, write_json, write_text
 from retroformer.tombstones import TOMBSTONES
 from retroformer.tracking import aliases, mlflow_view, promotions, record
 from retroformer.tracking.promotions import Promotion

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retroformer.errors import DataError
-from retroformer.storage import write_text
+from retroformer.files import write_text
 
 TOMBSTONES = Path("data/history/tombstones.jsonl")
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from project import HERE
+from retroformer.files import read_json
 from retroformer.preloaded import SERVE
-from retroformer.storage import read_json
 
 FLOW, DVC, STAGE = (
     ["python", "flows/improve.py"],

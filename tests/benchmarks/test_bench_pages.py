@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from retroformer.storage import write_json
+from retroformer.files import write_json
 
 REPORT = {
     "name": "act",

@@ -10,7 +10,8 @@ import yaml
 
 from flows.test_pipeline import copy_of_the_repository
 from project import HERE
-from retroformer.storage import read_json, read_trajectories
+from retroformer.files import read_json
+from retroformer.storage import read_trajectories
 from test_readme import Shell
 
 GUIDE = (HERE / "docs/from-your-logs.md").read_text(encoding="utf-8")

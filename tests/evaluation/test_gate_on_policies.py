@@ -10,6 +10,7 @@ import pytest
 
 from project import FIRST_PINS
 from retroformer.config import Config, load_config
+from retroformer.files import read_json, write_json
 from retroformer.pins import Pin, Pins, policy_hash, write_pins
 from retroformer.rollouts.engine import Conditions, Episode
 from retroformer.rollouts.workers import Player, play_all
@@ -18,7 +19,7 @@ from retroformer.stages.curate import curate
 from retroformer.stages.decide import decide
 from retroformer.stages.evaluate import evaluate
 from retroformer.stages.train import train
-from retroformer.storage import read_json, read_trajectories, write_json, write_trajectories
+from retroformer.storage import read_trajectories, write_trajectories
 from retroformer.types import Outcome, Trajectory
 
 pytestmark = pytest.mark.long

@@ -23,9 +23,9 @@ import pytest
 from browser import PAYLOADS
 from project import HERE, make_project, replace_stages
 from retroformer.config import load_config
+from retroformer.files import write_json
 from retroformer.journal import alone
 from retroformer.pins import read_pins
-from retroformer.storage import write_json
 from retroformer.tracking import mlflow_view
 
 FLOW = HERE / "flows/improve.py"

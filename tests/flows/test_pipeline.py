@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from project import FIRST_PINS, HERE, dvc, run
+from retroformer.files import read_json, write_json
 from retroformer.pins import policy_hash, read_pins, verify
 from retroformer.policies.devices import kind_of_machine
-from retroformer.storage import read_json, write_json
 
 TINY = {
     "episodes": 160,

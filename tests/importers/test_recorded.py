@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from retroformer.environments.splits import of_instance
+from retroformer.files import hash_directory, read_json
 from retroformer.importers import recorded
 from retroformer.importers.importing import import_logs
-from retroformer.storage import hash_directory, read_json, read_trajectories
+from retroformer.storage import read_trajectories
 from retroformer.types import Outcome, Step, StopReason, Trajectory
 from tiny_logs import quarantined, rules
 

@@ -15,12 +15,13 @@ import psutil
 import pytest
 
 from retroformer.errors import ConfigError, ContractBroken, DataError
+from retroformer.files import hash_directory
 from retroformer.importers import records
 from retroformer.importers.converting import _received, _sent
 from retroformer.importers.importing import import_logs, import_records
 from retroformer.importers.records import MARK, UNREAD, Record, files_of, json_records, parse
 from retroformer.preloaded import ADDRESS
-from retroformer.storage import hash_directory, read_trajectories
+from retroformer.storage import read_trajectories
 from tiny_logs import REFUND, import_chat, quarantined, rules, write_lines
 
 

@@ -13,10 +13,11 @@ from builders import make_trajectory
 from project import make_project, make_round, record_round, run
 from retroformer import rounds
 from retroformer.config import CollectConfig, load_config
+from retroformer.files import read_json, write_json, write_text
 from retroformer.pins import read_pins
 from retroformer.stages.collect import import_into
 from retroformer.stages.curate import curate
-from retroformer.storage import read_json, read_trajectories, write_json, write_text, write_trajectories
+from retroformer.storage import read_trajectories, write_trajectories
 from retroformer.tracking import aliases, mlflow_view
 from retroformer.types import Trajectory
 from tiny_logs import REFUND, write_lines

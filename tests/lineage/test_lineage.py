@@ -21,11 +21,12 @@ from lineage.conftest import ACME, LOG, import_config, make_data
 from project import dvc, run
 from retroformer import cli
 from retroformer.errors import DataError
+from retroformer.files import hash_directory, read_json, write_text
 from retroformer.lineage import aftermath, forgetting, objects
 from retroformer.lineage.where import parse
 from retroformer.pins import read_pins, verify, write_pins
 from retroformer.stages.collect import import_into
-from retroformer.storage import hash_directory, read_json, read_trajectories, write_text
+from retroformer.storage import read_trajectories
 from retroformer.tombstones import TOMBSTONES, forgotten_ids, read_tombstones
 from retroformer.tracking import aliases
 from retroformer.tracking.record import read_records

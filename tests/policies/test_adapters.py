@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from retroformer.errors import ConfigError
+from retroformer.files import hash_directory
 from retroformer.policies.adapters import adapt
 from retroformer.policies.checkpoints import load
-from retroformer.storage import hash_directory
 from tiny import FAMILIES, tiny_policy, told
 
 SEEN = told([("w1", ("w2", "w3 w4 w5"), 0), ("w6", ("w2", "w3 w4"), 1)])

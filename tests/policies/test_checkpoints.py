@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from retroformer.config import PolicyConfig
 from retroformer.errors import DataError, PolicyError
+from retroformer.files import hash_directory
 from retroformer.policies.agent import Decision
 from retroformer.policies.checkpoints import build, load
 from retroformer.policies.layout import Layout
-from retroformer.storage import hash_directory
 from tiny import tiny_policy, told
 
 CONFIG = PolicyConfig(model="", width=16, layers=1, heads=2)

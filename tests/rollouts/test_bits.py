@@ -10,12 +10,12 @@ import pytest
 
 from retroformer.config import PolicyConfig
 from retroformer.environments import lexicon
+from retroformer.files import hash_directory
 from retroformer.policies.checkpoints import build
 from retroformer.policies.layout import Layout
 from retroformer.policies.reading import Cached
 from retroformer.rollouts.episodes import Conditions, Episode
 from retroformer.rollouts.workers import SHARD, Player, play_all
-from retroformer.storage import hash_directory
 
 CONDITIONS = Conditions(0, "compact", "token", environments=3, max_new_tokens=6, max_seconds=600.0)
 NAMES = {"choice": ("babyai:P5N2", "babyai:GoToLocalS5N2"), "text": ("desk:refund", "desk:undo")}

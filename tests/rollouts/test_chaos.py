@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 
 from chaos import ACTIONS, HARMLESS, fault_at
-from retroformer.storage import read_json, read_trajectories
+from retroformer.files import read_json
+from retroformer.storage import read_trajectories
 from retroformer.types import Outcome
 from tiny_round import pin, run_collect, run_to_batches, tiny_config
 

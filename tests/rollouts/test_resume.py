@@ -15,8 +15,8 @@ import pytest
 from project import HERE
 from retroformer.config import PolicyConfig
 from retroformer.environments import lexicon
+from retroformer.files import hash_directory
 from retroformer.policies.checkpoints import build
-from retroformer.storage import hash_directory
 from tiny_round import BOT, pin
 
 COLLECT = """

@@ -12,11 +12,12 @@ import retroformer
 from retroformer import cli
 from retroformer.environments import lexicon, make
 from retroformer.evaluation.off_policy.logs import score
+from retroformer.files import read_json
 from retroformer.policies.checkpoints import build, load
 from retroformer.serving.agent import ServingAgent
 from retroformer.stages.curate import curate
 from retroformer.stages.validate import validate
-from retroformer.storage import read_json, read_trajectories
+from retroformer.storage import read_trajectories
 from tiny_round import pin, run_collect, run_train, tiny_config
 
 TASK = "babyai:GoToLocalS5N2"

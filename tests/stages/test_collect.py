@@ -7,10 +7,11 @@ from joblib.externals.loky import get_reusable_executor
 
 from builders import make_error, make_trajectory
 from retroformer.errors import ConfigError, ContractBroken, DataError, EnvironmentFault, PinMismatch
+from retroformer.files import hash_directory, read_json
 from retroformer.pins import read_pins, write_pins
 from retroformer.policies.scripted import load_scripted
 from retroformer.stages.collect import collect, describe, episodes_of
-from retroformer.storage import hash_directory, read_json, read_trajectories
+from retroformer.storage import read_trajectories
 from retroformer.tombstones import write_tombstones
 from retroformer.types import Outcome
 from tiny_logs import REFUND, write_lines

@@ -4,9 +4,10 @@ from builders import make_error, make_trajectory
 from retroformer.config import CurateConfig
 from retroformer.curriculum.catalogue import read_catalogue
 from retroformer.errors import ConfigError, DataError
+from retroformer.files import hash_directory, read_json
 from retroformer.pins import Pin, Pins, write_pins
 from retroformer.stages.curate import curate
-from retroformer.storage import hash_directory, read_json, read_trajectories, write_trajectories
+from retroformer.storage import read_trajectories, write_trajectories
 
 CONFIG = CurateConfig(window=3, tiers=2, temperature=1, success_weight=0.6, return_weight=0.2, length_weight=0.2)
 WON, LOST = (0.0, 1.0), (0.0, 0.0, 0.0)

@@ -6,11 +6,12 @@ import pytest
 
 from retroformer.environments.splits import seeds
 from retroformer.errors import DataError, EnvironmentFault, PinMismatch
+from retroformer.files import hash_directory, read_json
 from retroformer.pins import policy_hash
 from retroformer.policies.checkpoints import load
 from retroformer.rollouts import workers
 from retroformer.stages.evaluate import COLUMNS
-from retroformer.storage import hash_directory, read_json, read_trajectories
+from retroformer.storage import read_trajectories
 from tiny_round import BOT, pin, run_evaluate, run_to_batches, run_train, tiny_config
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from retroformer.evaluation.episodes import read_episodes
+from retroformer.files import read_json
 from retroformer.stages.decide import decide
-from retroformer.storage import read_json, read_trajectories, write_trajectories
+from retroformer.storage import read_trajectories, write_trajectories
 from retroformer.types import Outcome
 from tiny_round import pin, run_collect, run_evaluate, tiny_config
 

@@ -59,9 +59,9 @@ def scenario(home: Path) -> None:
 
     from dying import dies, lives
     from retroformer import storage
+    from retroformer.files import hash_directory
     from retroformer.policies import checkpoints  # noqa: F401
     from retroformer.stages import collect, curate, decide, evaluate, train  # noqa: F401
-    from retroformer.storage import hash_directory
     from retroformer.training import trainer  # noqa: F401
     from tiny_round import pin, tiny_config
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from retroformer.config import DecideConfig, EvaluateConfig
+from retroformer.files import read_json, write_json
 from retroformer.stages.decide import decide
-from retroformer.storage import read_json, write_json
 from tiny_round import pin, run_evaluate, run_to_batches, run_train, tiny_config
 
 CONFIG = tiny_config(tasks__train=["toy_text:Taxi", "toy_text:CliffWalking"], tasks__held_out=["toy_text:Lake4"])

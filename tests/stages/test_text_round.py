@@ -6,9 +6,10 @@ import pytest
 
 from retroformer.config import Config
 from retroformer.errors import DataError
+from retroformer.files import read_json
 from retroformer.policies.checkpoints import load
 from retroformer.policies.layout import END
-from retroformer.storage import read_json, read_trajectories
+from retroformer.storage import read_trajectories
 from tiny_round import pin, run_evaluate, run_to_batches, run_train, tiny_config
 
 DESK = {

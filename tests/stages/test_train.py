@@ -11,11 +11,12 @@ from builders import make_trajectory
 from retroformer.config import PolicyConfig
 from retroformer.curriculum.catalogue import COLUMNS, read_catalogue, write_catalogue
 from retroformer.errors import ConfigError, DataError, PinMismatch, PolicyError, TrainingStopped
+from retroformer.files import hash_directory, read_json
 from retroformer.pins import policy_hash
 from retroformer.policies.checkpoints import build, load
 from retroformer.policies.layout import Layout
 from retroformer.stages.train import train_baseline, words_of
-from retroformer.storage import hash_directory, read_json, read_trajectories, write_trajectories
+from retroformer.storage import read_trajectories, write_trajectories
 from retroformer.training.beside import counted
 from retroformer.training.trainer import Trainer
 from retroformer.types import Step

@@ -11,17 +11,9 @@ import pytest
 from builders import make_error, make_trajectory
 from retroformer.config import ValidateConfig
 from retroformer.errors import ContractBroken, DataError
+from retroformer.files import hash_directory, read_json
 from retroformer.stages.validate import validate
-from retroformer.storage import (
-    EPISODES,
-    STEPS,
-    episode_row,
-    hash_directory,
-    read_json,
-    read_trajectories,
-    step_rows,
-    write_tables,
-)
+from retroformer.storage import EPISODES, STEPS, episode_row, read_trajectories, step_rows, write_tables
 
 CONFIG = ValidateConfig(max_quarantined=0.9, min_reward=-1, max_reward=1, max_steps=64)
 

@@ -5,8 +5,8 @@ import csv
 from rich.console import Console
 
 from project import make_round
+from retroformer.files import read_json, write_json
 from retroformer.pins import Pin, Pins
-from retroformer.storage import read_json, write_json
 from retroformer.tracking.record import build, write_rounds
 from retroformer.tracking.table import table
 

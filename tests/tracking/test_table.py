@@ -7,7 +7,7 @@ from rich.console import Console
 
 from project import make_project
 from retroformer import rounds
-from retroformer.storage import write_json
+from retroformer.files import write_json
 from retroformer.tracking import table
 
 

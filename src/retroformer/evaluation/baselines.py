@@ -17,7 +17,7 @@ from retroformer.evaluation.comparison import Difference, paired_difference
 from retroformer.evaluation.episodes import Played, Scores, by_task, read_episodes
 from retroformer.evaluation.figures import Row, bars
 from retroformer.evaluation.intervals import Estimate, stratified_mean
-from retroformer.storage import read_json
+from retroformer.files import read_json
 
 IMITATIONS = {
     "imitation": "imitation of everything",

@@ -22,7 +22,7 @@ from retroformer.evaluation.figures import Point, Row, Series
 from retroformer.evaluation.intervals import Estimate
 from retroformer.evaluation.off_policy.table import tables as tables_on_logs
 from retroformer.evaluation.success import POLICIES, behaviour_of, cell, success_tables
-from retroformer.storage import read_json, write_text
+from retroformer.files import read_json, write_text
 
 MAX_TEXT = 2_000
 """Characters of one text that are shown."""

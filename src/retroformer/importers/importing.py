@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from retroformer.errors import ConfigError, ContractBroken, DataError
+from retroformer.files import check_replaceable, read_json, replacing, write_json
 from retroformer.importers.atif_export import content_of, document
 from retroformer.importers.attempts import link_attempts
 from retroformer.importers.conversation import Rules, found_of, name_in_log
@@ -34,14 +35,7 @@ from retroformer.importers.formats import format_named
 from retroformer.importers.outcomes import Looked
 from retroformer.importers.records import Record, Rejected, files_of
 from retroformer.progress import Progress, progress
-from retroformer.storage import (
-    TrajectoryWriter,
-    check_replaceable,
-    read_json,
-    replacing,
-    stream_trajectories,
-    write_json,
-)
+from retroformer.storage import TrajectoryWriter, stream_trajectories
 from retroformer.types import LEARNABLE, Outcome
 
 LEDGER = "ledger.npy"

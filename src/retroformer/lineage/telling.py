@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from retroformer.errors import DataError
+from retroformer.files import read_json
 from retroformer.lineage import sources
 from retroformer.lineage.versions import (
     ROLES,
@@ -25,7 +26,7 @@ from retroformer.lineage.versions import (
 )
 from retroformer.pins import Pins, read_pins
 from retroformer.rounds import git
-from retroformer.storage import EPISODES, read_json, read_table, stream_table
+from retroformer.storage import EPISODES, read_table, stream_table
 from retroformer.tombstones import TOMBSTONES, read_tombstones
 from retroformer.tracking import mlflow_view
 from retroformer.tracking.aliases import reachable

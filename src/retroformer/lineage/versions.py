@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retroformer.errors import DataError
+from retroformer.files import read_json
 from retroformer.pins import Pin, Pins, read_pins
-from retroformer.storage import read_json
 from retroformer.tracking import mlflow_view, record
 from retroformer.tracking import versions as named
 from retroformer.types import LEARNABLE

@@ -24,10 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 from retroformer.config import PolicyConfig
 from retroformer.errors import PolicyError
+from retroformer.files import hash_directory, read_json
 from retroformer.policies.exactness import settle
 from retroformer.policies.language_model import SETTINGS, LanguageModelPolicy
 from retroformer.policies.layout import END, Layout
-from retroformer.storage import hash_directory, read_json
 
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()

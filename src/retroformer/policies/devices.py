@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from retroformer.errors import DataError
+from retroformer.files import read_json, write_json
 from retroformer.policies.language_model import LanguageModelPolicy
-from retroformer.storage import read_json, write_json
 
 RECORD = Path(".resume/devices.json")
 """Beside what else a run leaves: machine and width -> what the probe chose."""

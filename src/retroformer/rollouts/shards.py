@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from retroformer.errors import DataError
+from retroformer.files import read_json, write_json
 from retroformer.rollouts.episodes import Episode, Played
-from retroformer.storage import merge_tables, read_json, stream_trajectories, tables_of, write_json, write_parquet
+from retroformer.storage import merge_tables, stream_trajectories, tables_of, write_parquet
 from retroformer.types import Outcome, Trajectory
 
 REPORT = "shard.json"

@@ -130,7 +130,7 @@ def play_all(
     `workers` 0 means one a core. Workers are processes of a pool (`pools`), which stay for the next call; this process
     imports no model unless it is the only one. Or they are those of a `cluster`, see `clusters`. With a `folder`, each
     shard is written there as soon as it is finished, and what lies there is not played again: it must be one for this
-    very work, see `storage.resume_folder`. `replaced` counts processes of environments that had to be replaced.
+    very work, see `files.resume_folder`. `replaced` counts processes of environments that had to be replaced.
 
     Raises EnvironmentFault as soon as more than the share `max_errors` of all episodes have ended in error, where
     workers die again and again, and where a cluster's cannot play the tasks; ConfigError where the cluster is lost.

@@ -11,13 +11,13 @@ from typing import Any
 from retroformer.config import CollectConfig, TasksConfig
 from retroformer.environments.splits import of_instance, seeds
 from retroformer.errors import DataError
+from retroformer.files import check_replaceable, replacing, resume_folder, write_json
 from retroformer.pins import read_pins, verify
 from retroformer.progress import progress
 from retroformer.rollouts.episodes import Conditions, Episode
 from retroformer.rollouts.shards import merge
 from retroformer.rollouts.trial import try_all
 from retroformer.rollouts.workers import Player, play_all
-from retroformer.storage import check_replaceable, replacing, resume_folder, write_json
 from retroformer.tombstones import TOMBSTONES, forgotten_ids
 from retroformer.types import Outcome, Trajectory
 

@@ -13,8 +13,9 @@ from retroformer.curriculum.catalogue import write_catalogue
 from retroformer.curriculum.quality import quality, tiers_of
 from retroformer.curriculum.sampling import probabilities
 from retroformer.errors import DataError
+from retroformer.files import replacing, write_json
 from retroformer.pins import read_pins
-from retroformer.storage import read_trajectories, replacing, write_json, write_trajectories
+from retroformer.storage import read_trajectories, write_trajectories
 from retroformer.tombstones import TOMBSTONES, forgotten_ids
 from retroformer.types import Trajectory
 

@@ -14,7 +14,7 @@ from retroformer.evaluation.episodes import Played, Scores, by_task, read_episod
 from retroformer.evaluation.gate import Verdict, judge, judge_on_logs
 from retroformer.evaluation.intervals import Estimate, stratified_mean
 from retroformer.evaluation.report import write_report
-from retroformer.storage import read_json, replacing, write_json
+from retroformer.files import read_json, replacing, write_json
 
 
 def decide(

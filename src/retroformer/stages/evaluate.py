@@ -18,12 +18,13 @@ from retroformer.errors import DataError
 from retroformer.evaluation.comparison import Difference, decided, paired_difference, planned_looks
 from retroformer.evaluation.episodes import COLUMNS
 from retroformer.evaluation.intervals import stratified_mean
+from retroformer.files import check_replaceable, replacing, resume_folder, write_json
 from retroformer.pins import Pins, policy_hash, read_pins, verify
 from retroformer.progress import Progress, progress
 from retroformer.rollouts.episodes import Conditions, Episode, Played
 from retroformer.rollouts.trial import played_at_random, swappable, try_all
 from retroformer.rollouts.workers import Player, play_all
-from retroformer.storage import check_replaceable, read_trajectories, replacing, resume_folder, write_json
+from retroformer.storage import read_trajectories
 from retroformer.types import Outcome, Trajectory, label
 
 SAMPLES = 8

@@ -14,19 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from retroformer.config import PolicyConfig, TrainConfig
 from retroformer.errors import ConfigError, DataError, EnvironmentFault, TrainingStopped
+from retroformer.files import check_replaceable, read_json, replacing, resume_folder, write_json
 from retroformer.pins import Pin, read_pins, verify
 from retroformer.progress import progress
-from retroformer.storage import (
-    STEPS,
-    check_replaceable,
-    count_trajectories,
-    read_json,
-    replacing,
-    resume_folder,
-    stream_table,
-    stream_trajectories,
-    write_json,
-)
+from retroformer.storage import STEPS, count_trajectories, stream_table, stream_trajectories
 from retroformer.types import Trajectory
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 
 from retroformer.config import ValidateConfig
 from retroformer.errors import ContractBroken, DataError
+from retroformer.files import replacing, write_json
 from retroformer.quality.assembly import Record, assemble
 from retroformer.quality.predicates import Limits, Reason, judge, judge_together
-from retroformer.storage import EPISODES, PACKED, STEPS, read_table, replacing, write_json
+from retroformer.storage import EPISODES, PACKED, STEPS, read_table
 
 
 def validate(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retroformer.errors import DataError, PinMismatch
-from retroformer.storage import hash_directory
+from retroformer.files import hash_directory
 from retroformer.tracking.mlflow_view import ARTIFACTS, DATABASE, answers, follow_move, without_password
 
 URI = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")

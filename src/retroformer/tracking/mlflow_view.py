@@ -23,7 +23,8 @@ from typing import Any
 import yaml
 
 from retroformer.errors import DataError
-from retroformer.storage import EPISODES, read_json, read_table
+from retroformer.files import read_json
+from retroformer.storage import EPISODES, read_table
 from retroformer.tracking.record import FIGURES
 
 NAME = "retroformer"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retroformer.errors import DataError
+from retroformer.files import write_text
 from retroformer.pins import Pin, Pins
-from retroformer.storage import write_text
 from retroformer.tracking.record import folder_of
 
 JOURNAL = Path("data/promotions.jsonl")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from retroformer.errors import DataError
+from retroformer.files import read_json, write_text
 from retroformer.journal import read_seconds
 from retroformer.pins import Pins
-from retroformer.storage import EPISODES, read_json, read_table, write_text
+from retroformer.storage import EPISODES, read_table
 from retroformer.types import LEARNABLE, Outcome
 
 HISTORY = Path("data/history")

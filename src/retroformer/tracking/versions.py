@@ -12,8 +12,8 @@ import yaml
 from retroformer.errors import DataError
 from retroformer.evaluation.comparison import paired_difference
 from retroformer.evaluation.episodes import Scores, by_task, read_episodes
+from retroformer.files import read_json
 from retroformer.pins import Pin, Pins
-from retroformer.storage import read_json
 from retroformer.tracking import promotions
 from retroformer.tracking.mlflow_view import uri
 from retroformer.tracking.record import FIGURES, folder_of

@@ -18,9 +18,10 @@ from retroformer.chat import ToolCall, write_action
 from retroformer.environments import known, make, packages
 from retroformer.environments.checker import check_environment
 from retroformer.errors import EnvironmentFault
+from retroformer.files import read_json
 from retroformer.policies.agent import Choice
 from retroformer.rollouts.engine import Conditions, Episode, play
-from retroformer.storage import read_json, read_trajectories
+from retroformer.storage import read_trajectories
 from retroformer.types import Outcome, StopReason
 from tiny_round import pin, run_collect, run_to_batches, tiny_config
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from retroformer.errors import ConfigError, EnvironmentFault
+from retroformer.files import hash_directory
 from retroformer.rollouts import clusters, workers
 from retroformer.rollouts.episodes import Conditions, Episode
 from retroformer.rollouts.workers import SHARD, Player, play_all
-from retroformer.storage import hash_directory
 from tiny_round import pin, run_collect, tiny_config
 
 BOT, RANDOM = Player("scripted:babyai-bot?noise=0.5"), Player("scripted:random")
