@@ -11,11 +11,13 @@ import multiprocessing
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
 import time
 import zlib
+from contextlib import suppress
 from typing import Any
 
 FAULTS = ("crash", "hang", "exit", "slow", "type", "infinite", "surrogate", "huge")
@@ -23,18 +25,23 @@ HARMLESS = "slow"
 SHARE = 0.05
 ACTIONS = ("left", "right", "wait")
 AT_ONCE = {
+    "alarm",
+    "closes",
     "daemon",
     "daemon_exits",
     "exit",
     "forks",
     "hang",
+    "interrupts",
     "kill",
     "leaves",
     "lies",
+    "moves",
     "quits",
     "segfault",
     "worker",
     "workers",
+    "writes",
 }
 """Tasks of `One` that break in a method of their own."""
 
@@ -102,9 +109,10 @@ class One:
     family = "one"
     # fmt: off
     tasks = (
-        "sound", "daemon", "daemon_exits", "exit", "exit_in_reset", "forks", "hang", "hang_in_close", "hang_in_make",
-        "hang_in_reset", "kill", "leak", "leak_outside", "leaves", "letters", "lies", "none", "port",
-        "quits", "segfault", "some_seeds", "thread", "twice", "unlike", "worker", "workers",
+        "sound", "alarm", "closes", "daemon", "daemon_exits", "exit", "exit_in_reset", "forks", "hang", "hang_in_close",
+        "hang_in_make", "hang_in_reset", "interrupts", "kill", "leak", "leak_outside", "leaves", "letters", "lies",
+        "moves", "none", "port", "quits", "raises_in_close", "segfault", "some_seeds", "thread", "twice", "unlike",
+        "worker", "workers", "writes",
     )
     # fmt: on
 
@@ -155,6 +163,28 @@ class One:
 
     def hang(self):
         time.sleep(3600)
+
+    def alarm(self):
+        """Guards itself by an alarm that it never takes back."""
+        signal.signal(signal.SIGALRM, lambda *_: self.lies())
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+
+    def closes(self):
+        """Closes every file, as daemons do."""
+        os.closerange(3, 200)
+
+    def interrupts(self):
+        raise KeyboardInterrupt("stop")
+
+    def moves(self):
+        os.chdir("/")
+
+    def writes(self):
+        """Writes into every socket that is open."""
+        for file in range(3, 50):
+            with suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(file).st_mode):
+                    os.write(file, b"what is no message")
 
     def segfault(self):
         ctypes.string_at(0)
@@ -213,3 +243,5 @@ class One:
     def close(self):
         if self.task == "hang_in_close":
             time.sleep(3600)
+        if self.task == "raises_in_close":
+            raise RuntimeError("cannot close")

@@ -64,8 +64,8 @@ FAULTS = {
     "a tuple too short": (
         "0.0, False, False, {",
         "0.0, False, {",
-        "Actions",
-        r"TypeError: step gave a tuple of 4, expected \(observation, reward, terminated, truncated, info\)",
+        "Episode",
+        r"seed 0, step 0: step gave a tuple of 4, expected \(observation, reward, terminated, truncated, info\)",
     ),
     "admissible and yet not": (
         'rungs", "admissible_actions": self.can()',

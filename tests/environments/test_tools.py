@@ -104,6 +104,13 @@ def test_several_calls_are_answered_in_order_until_the_end(counter: ToolEnvironm
         (call("ad", number=1), "error: there is no tool ad; there are add, reach"),
         (call("_hidden"), "error: there is no tool _hidden; there are add, reach"),
         ("<tool_call>\n{nonsense\n</tool_call>", "error: the tool call is not JSON"),
+        (call("add", number=float("nan")), "error: the arguments are not JSON: a number is not finite"),
+        (
+            r'<tool_call>{"name": "add", "arguments": {"number": 1e999}}</tool_call>',
+            "error: the arguments are not JSON",
+        ),
+        (r'<tool_call>{"name": "\ud800", "arguments": {}}</tool_call>', "error: there is no tool ?; there are add"),
+        (r'<tool_call>{"name": "add", "arguments": {"\ud800": 1}}</tool_call>', "error: the arguments are not JSON"),
     ],
 )
 def test_what_the_agent_did_wrong_is_told_to_it(counter: ToolEnvironment, action: str, told: str) -> None:
@@ -128,6 +135,12 @@ def test_an_action_without_a_call_is_the_last_word(counter: ToolEnvironment) -> 
 def test_the_step_limit_is_the_tasks_own(counter: ToolEnvironment) -> None:
     ends = [counter.step(call("add", number=-1))[2:] for _ in range(4)]
     assert ends == [(False, False, {})] * 3 + [(False, True, {"success": False})]
+
+
+def test_part_of_the_reward_at_the_step_limit_is_no_success(counter: ToolEnvironment) -> None:
+    for number in (1, -1, 1):
+        counter.step(call("add", number=number))
+    assert counter.step(call("add", number=1))[1:] == (pytest.approx(0.1), False, True, {"success": False})
 
 
 def test_a_broken_connection_is_no_answer_to_the_agent(counter: ToolEnvironment) -> None:

@@ -60,6 +60,8 @@ def alike(one, other):
         ("hang", r"Hung: no answer within collect\.max_step_seconds = 2, in hang at chaos\.py:\d+ \(at st.*", "Hung"),
         ("segfault", r"Died: .* ended by SIG(?:SEGV|ABRT), in string_at at __init__\.py:\d+ \(at st.*", "Died"),
         ("exit", r"Died: its process exited with code 3 \(at step 1, .*\)", "Died"),
+        ("closes", r"Died: it closed the connection of its process: .* \(at step 1, .*\)", "Died"),
+        ("interrupts", r"KeyboardInterrupt: stop \(at step 1, the admissible action '\w+'\)", None),
         ("kill", r"Died: its process was ended by SIGKILL \(at step 1, .*\)", "Died"),
         ("forks", r"Died: an os\.fork\(\) of an environment returned twice: .* \(at step 1, .*\)", "Died"),
         ("quits", r"SystemExit: enough \(at step 1, the admissible action '\w+'\)", None),
@@ -89,6 +91,35 @@ def test_a_process_that_ends_with_nothing_in_flight_costs_nobody_an_episode(soun
     assert all(alike(one, sound[seed]) for seed, one in found.items() if one.outcome is Outcome.SUCCESS)
     assert all((one.error or "").startswith("Died: ") for one in found.values() if one.outcome is Outcome.ERROR)
     assert set(processes) <= {"Died"}
+
+
+def test_what_is_no_message_is_that_of_the_step_that_wrote_it(monkeypatch, sound):
+    monkeypatch.setattr("retroformer.rollouts.processes.WHOLE", 1)
+    found, processes = run("writes")
+    for seed, one in found.items():
+        if seed in GUILTY:
+            assert re.match(r"Died: it wrote into a file that is not its own, .* \(at step 1, ", one.error or ""), (
+                one.error
+            )
+        else:
+            assert alike(one, sound[seed])
+    assert set(processes) == {"Died"}
+
+
+def test_an_alarm_that_is_left_goes_off_in_nobody_elses_step(sound):
+    found, processes = run("alarm")
+    assert all(alike(one, sound[seed]) for seed, one in found.items())
+    assert processes == {}
+
+
+def test_where_it_is_not_known_at_which_order_a_process_ended_they_are_done_one_by_one(monkeypatch, sound):
+    looked = monkeypatch.setattr  # that an order took the connection away shows only when the answers are sent
+    looked("retroformer.rollouts.apart.still", lambda connection, line: True)
+    found, processes = run("closes")
+    for seed, one in found.items():
+        assert (one.outcome is Outcome.ERROR) == (seed in GUILTY), (seed, one.error)
+    assert all(alike(found[seed], sound[seed]) for seed in found.keys() - GUILTY)
+    assert set(processes) == {"Died"}
 
 
 def test_one_that_cannot_be_restored_says_so():

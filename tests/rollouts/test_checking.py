@@ -33,12 +33,30 @@ class One:
         ("exit_in_reset", "Episode", r"reset\(seed=0, .*\): its process exited with code 7"),
         ("segfault", "Episode", r"step\('\w+'\): its process was ended by SIG(SEGV|ABRT)"),
         ("forks", "Episode", r"step\('\w+'\): an os\.fork\(\) of an environment returned twice"),
+        (
+            "interrupts",
+            "Actions",
+            r"seed 1, step 1: the .* '\w+' raised RuntimeError: step raised KeyboardInterrupt: stop",
+        ),
         ("quits", "Actions", r"seed 1, step 1: the admissible action '\w+' raised RuntimeError: step called sys\.exit"),
     ],
 )
 def test_what_hangs_or_ends_its_process_is_told(task: str, paragraph: str, message: str) -> None:
     report = check_apart(f"chaos.One:{task}", 1.0)
     assert re.match(message, report.problems[paragraph][0]), list(report.lines())
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("alarm", r"step leaves a timer running \(signal\.alarm, signal\.setitimer\)"),
+        ("moves", r"step changes the working folder, from .* to /"),
+        ("raises_in_close", r"close raised RuntimeError: cannot close"),
+    ],
+)
+def test_what_others_in_its_process_would_suffer_from_is_told(task: str, message: str) -> None:
+    report = check_apart(f"chaos.One:{task}", 5.0)
+    assert any(re.fullmatch(message, one) for one in report.problems["Episode"]), list(report.lines())
 
 
 def test_what_it_prints_is_not_in_the_report(tmp_path: Path, monkeypatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -150,8 +150,9 @@ def test_how_an_episode_ended(log):
     assert [(one.trajectory.stop_reason, one.trajectory.outcome) for one in played] == [
         (StopReason.TERMINATED, Outcome.SUCCESS),
         (StopReason.TERMINATED, Outcome.FAILURE),
-        (StopReason.STEP_LIMIT, Outcome.SUCCESS),
+        (StopReason.EXCEPTION, Outcome.ERROR),
     ]
+    assert played[2].trajectory.error.startswith("ValueError: the episode is truncated and a success: a step limit")
 
 
 def test_the_tasks_own_step_limit_is_a_failure(log, monkeypatch):

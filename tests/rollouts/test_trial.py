@@ -36,6 +36,13 @@ def test_what_a_class_imports_is_of_it_where_it_is_not_installed(
     assert not [path for path in found if "site-packages" in path.parts]
 
 
+def test_what_an_environment_says_to_its_end_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "zoo_last.py").write_text(PARROT.replace("pass", "raise OSError('gone')"))
+    (tmp_path / "zoo_rules.py").write_text("WORDS = ('a', 'b')")
+    monkeypatch.chdir(tmp_path)
+    assert tmp_path / "zoo_last.py" in try_all(["zoo_last.Parrot:default"], Conditions(0, "compact", "token", 1))
+
+
 def test_what_ships_here_is_known_without(tmp_path: Path) -> None:
     assert not [
         path for path in try_all(["babyai:P6N3"], Conditions(0, "compact", "token", 1)) if path.parts[-1] == "babyai.py"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
@@ -104,7 +104,9 @@ def check_environment(
         records = play_randomly(report, environment)
         if records:
             check_actions(report, environment, records[0])
-            check_missions(report, environment, [one for one in records if one.raised is None][:FEW])
+            # What has no task or no texts cannot be told another one.
+            if not report.problems.keys() & {"Episode", "Texts", "Task", "Reward"}:
+                check_missions(report, environment, [one for one in records if one.raised is None][:FEW])
             check_expert(report, environment, [one.seed for one in records])
     if records:
         doing("played again in another process", 2 + len(records) + FEW)
@@ -118,7 +120,7 @@ def opened(report: Report, telling: dict[str, str], doing: Doing = lambda what: 
     """A new environment of the report's name, closed afterwards."""
     doing("its start")
     try:
-        environment: Any = Watched(make(report.name, **telling), doing)
+        environment: Any = Watched(make(report.name, **telling), doing, lambda what: report.add("Episode", what))
     except SystemExit as error:
         raise EnvironmentFault(f"{report.name} cannot start: it called sys.exit({error.code!r})") from None
     try:
@@ -183,13 +185,18 @@ def play(
         record.actions.append(action)
         try:
             result = environment.step(action)
-            observation, reward, *ends, info = unpacked(
-                result, "step", "observation, reward, terminated, truncated, info"
-            )
         except Exception as error:
             record.raised = told(error)
             admissible = f"the {'admissible' if choice else 'written'} action {action!r}"
             report.add("Actions", f"{where}: {admissible} raised {record.raised}")
+            return record
+        try:
+            observation, reward, *ends, info = unpacked(
+                result, "step", "observation, reward, terminated, truncated, info"
+            )
+        except TypeError as error:
+            record.raised = told(error)
+            report.add("Episode", f"{where}: {error}")
             return record
         record.moments.append(observed(report, where, observation, info, choice, reward, tuple(ends)))
     expect_raise(report, "Episode", "a step after the end", lambda: environment.step(record.actions[-1]))
@@ -254,7 +261,7 @@ def check_admissible(report: Report, where: str, actions: Any) -> tuple[str, ...
     sound = tuple(one for one in actions if isinstance(one, str) and one.split())
     if not sound:
         report.add("Actions", f"{where}: no action is admissible and the episode goes on")
-    twice = [one for one in dict.fromkeys(sound) if sound.count(one) > 1]
+    twice = [one for one, count in Counter(sound).items() if count > 1]
     if twice:
         report.add("Actions", f"{where}: {twice[0]!r} is admissible twice")
     words: dict[str, str] = {}

@@ -4,7 +4,7 @@
 and gives ``(observation, reward, terminated, truncated, info)``. An environment plays one episode at a time, one after
 the other, for any seed from 0 up. A step before the first reset, or after the end, raises. ``family`` is a word for the
 tasks that share mechanics. ``close()`` frees what is held. Each returns within ``collect.max_step_seconds``, and none
-ends the process.
+ends the process or leaves otherwise what the environments there share: working folder, timers, files not its own.
 
 **Texts.** Observations and actions are strings with something in them, at most 2^20 characters that UTF-8 can hold.
 ``info`` is a dict.

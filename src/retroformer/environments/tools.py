@@ -8,7 +8,7 @@ parameters and a docstring, each a tool. Its attributes say the rest:
 - ``reward``: the reward so far, a number; a step's reward is what it grew by;
 - ``done``: true ends the episode; so does an action without a call, which is the agent's last word;
 - ``success``: whether the task is solved; else the final reward must be positive;
-- ``max_steps``: the task's step limit;
+- ``max_steps``: the task's step limit, where an episode that is not done ends as a failure;
 - ``tasks`` and ``family``, as in `retroformer.environments.packages`.
 
 Two methods are no tools, and are for scripted agents: ``expert_action()``, what an expert would write now, or None, and
@@ -78,9 +78,14 @@ class Tool:
 
     def __call__(self, arguments: dict[str, Any]) -> Any:
         """Call with JSON arguments. Raises ValueError that tells the agent which are wrong."""
+        # As JSON, so that strictness means JSON's types: a list for a tuple, a string for an enum. Python reads as JSON
+        # what is none: NaN, infinities, halves of characters.
         try:
-            # As JSON, so that strictness means JSON's types: a list for a tuple, a string for an enum.
-            checked: Any = self._arguments.validate_json(json.dumps(arguments))
+            written = json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()
+        except ValueError:
+            raise ValueError("the arguments are not JSON: a number is not finite, or a text not UTF-8") from None
+        try:
+            checked: Any = self._arguments.validate_json(written)
         except ValidationError as error:
             wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in error.errors()]
             raise ValueError("; ".join(wrong)) from None
@@ -100,6 +105,11 @@ def described(docstring: str) -> tuple[str, dict[str, str]]:
         elif last and line.strip():
             told[last] += f" {line.strip()}"
     return " ".join(text.split()), told
+
+
+def wrong(what: str) -> str:
+    """What the agent is told of a call that did nothing, in characters that can be stored whatever it wrote."""
+    return f"error: {what}".encode(errors="replace").decode()
 
 
 def tools_of(thing: Any) -> dict[str, Tool]:
@@ -144,7 +154,7 @@ class ToolEnvironment:
             raise EnvironmentFault(f"{type(self.inner).__name__} is not running: reset it before a step")
         self._steps += 1
         said = read_action(action)
-        results = [write_result(f"error: {problem}") for problem in said.malformed]
+        results = [write_result(wrong(problem)) for problem in said.malformed]
         for call in said.calls:
             results.append(write_result(self._do(call)))
             if self._done():
@@ -156,7 +166,7 @@ class ToolEnvironment:
         info: dict[str, Any] = {}
         if terminated or truncated:
             self._steps = None
-            info["success"] = bool(getattr(self.inner, "success", reward > 0))
+            info["success"] = terminated and bool(getattr(self.inner, "success", reward > 0))
         return "\n".join(results) or "The end.", gained, terminated, truncated, info
 
     def close(self) -> None:
@@ -166,14 +176,14 @@ class ToolEnvironment:
     def _do(self, call: ToolCall) -> str:
         tool = self.tools.get(call.name)
         if tool is None:
-            return f"error: there is no tool {call.name}; there are {', '.join(self.tools)}"
+            return wrong(f"there is no tool {call.name}; there are {', '.join(self.tools)}")
         try:
             result = tool(call.arguments)
             return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
         except INFRASTRUCTURE:
             raise
         except Exception as error:
-            return f"error: {str(error) or type(error).__name__}"
+            return wrong(str(error) or type(error).__name__)
 
     def _done(self) -> bool:
         return bool(getattr(self.inner, "done", False))

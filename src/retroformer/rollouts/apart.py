@@ -9,6 +9,8 @@ open. Whoever then tells another story than before cannot be restored and ends i
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,7 +20,7 @@ from typing import Any
 
 from retroformer.rollouts.episodes import Conditions
 from retroformer.rollouts.lanes import Answer, Lanes, Order
-from retroformer.rollouts.processes import CONTEXT, Process, only_once
+from retroformer.rollouts.processes import CONTEXT, Gone, Process, only_once
 
 LOOK = 1.0
 """Seconds between looks at a process that has not answered yet, and at its memory."""
@@ -33,6 +35,7 @@ STARTED = 3 << 30
 IN_VAIN = 8
 """A task whose environments ended their process so often, with no step done in between, is not tried again."""
 NOBODY = -1
+TAKEN = "it closed the connection of its process: close no file that is not the environment's own"
 
 
 class Lost(Exception):
@@ -65,8 +68,9 @@ class Apart:
     def do(self, orders: Sequence[Order]) -> list[Answer]:
         """The answers to orders for different slots, whatever happens to the process."""
         answers: dict[int, Answer] = {}
-        nameless = False
+        one_by_one = False
         while waiting := [order for order in orders if not self._answered(order, answers)]:
+            waiting = waiting[:1] if one_by_one else waiting
             try:
                 served = self._served or self._restored()
                 if any(order.slot in self._lost for order in waiting):
@@ -74,8 +78,8 @@ class Apart:
                 found = served.ask(waiting, self.limit)
             except Lost as lost:
                 self._end(lost.kind)
-                if lost.place == NOBODY and not nameless:
-                    nameless = True  # it may have been ended from outside; if it happens again, the first is to blame
+                if lost.place == NOBODY and not one_by_one:
+                    one_by_one = True  # it may have been ended from outside; if it happens again, it is known at which
                     continue
                 guilty, done = waiting[max(lost.place, 0)], waiting[: max(lost.place, 0)]
                 answers[guilty.slot] = Answer(error=f"{lost} (at {described(guilty)})")
@@ -166,8 +170,8 @@ class Served:
     """One such process, seen from the one that it serves."""
 
     def __init__(self, telling: tuple[str, str, tuple[str, ...]], names: Iterable[str]):
-        self.flight = CONTEXT.RawArray("d", 2)
-        """The place of the order in flight, and since when."""
+        self.flight = CONTEXT.RawArray("d", 3)
+        """The place of the order in flight, since when, and 1 where it has taken the connection away."""
         self.flight[0] = NOBODY
         self.process = Process(serve, self.flight, telling, names=names)
         self.connection = self.process.connection
@@ -186,13 +190,15 @@ class Served:
         self._number += 1
         first = not self._made
         self._made |= {(order.slot, order.episode.name) for order in orders if order.episode is not None}
-        try:
+        with suppress(ConnectionError):  # it is gone, as is told where its answer is received
             self.connection.send((self._number, orders))
-            while not self.connection.poll(min(LOOK, limit / 4)):
-                self._look(sent, limit)
-            number, answers = self.connection.recv()
-        except (EOFError, ConnectionError):
-            raise Lost(int(self.flight[0]), "Died", self.process.how_it_died()) from None
+        while not self.connection.poll(min(LOOK, limit / 4)):
+            self._look(orders, sent, limit)
+        place = self._place(orders)  # nobody's, unless it is gone or an environment wrote into the connection
+        try:
+            number, answers = self.process.receive()
+        except Gone as gone:
+            raise Lost(place, "Died", TAKEN if self.flight[2] else str(gone)) from None
         if number != self._number:
             raise Lost(NOBODY, "Died", f"its process answered orders {number}, expected {self._number}")
         if first:
@@ -224,9 +230,14 @@ class Served:
         self._settled = before, each
         self._growth = max((own - before) / GROWTH, (started - each * len(self._made)) / STARTED)
 
-    def _look(self, sent: float, limit: float) -> None:
+    def _place(self, orders: Sequence[Order]) -> int:
+        """Of the order in flight, or NOBODY, also where an environment has written over it."""
+        place = self.flight[0]
+        return int(place) if 0 <= place < len(orders) else NOBODY
+
+    def _look(self, orders: Sequence[Order], sent: float, limit: float) -> None:
         """Raise Lost where the order in flight takes too long or too much."""
-        place, since, now = int(self.flight[0]), self.flight[1], time.monotonic()
+        place, since, now = self._place(orders), self.flight[1], time.monotonic()
         if place == NOBODY:
             if now - sent > max(START, limit):
                 raise Lost(NOBODY, "Hung", f"a process for environments did not begin within {START:g} s")
@@ -244,7 +255,8 @@ class Served:
 
 def serve(connection: Connection, flight: Any, telling: tuple[str, str, tuple[str, ...]]) -> None:
     """Answer orders until None comes. Runs in the process apart."""
-    lanes = Lanes(*telling)
+    lanes = Lanes(*telling, caught=(BaseException,))
+    line = os.fstat(connection.fileno())
     while (message := connection.recv()) is not None:
         number, orders = message
         answers = []
@@ -253,9 +265,20 @@ def serve(connection: Connection, flight: Any, telling: tuple[str, str, tuple[st
             flight[0] = place
             answers.append(lanes.one(order))
             only_once()
+            signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that it left would go off in another's step
+            if not still(connection, line):
+                flight[2] = 1
+                os._exit(1)
         flight[0] = NOBODY
         connection.send((number, answers))
     lanes.close()
+
+
+def still(connection: Connection, line: os.stat_result) -> bool:
+    """Whether a connection's descriptor is what it was."""
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(connection.fileno()), line)
+    return False
 
 
 def described(order: Order) -> str:

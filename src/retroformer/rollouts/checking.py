@@ -9,7 +9,7 @@ from typing import Any
 from retroformer.environments import known
 from retroformer.environments.checker import Report, check_environment
 from retroformer.errors import EnvironmentFault
-from retroformer.rollouts.processes import CONTEXT, Process, alone, call, only_once
+from retroformer.rollouts.processes import CONTEXT, Gone, Process, alone, call, only_once
 from retroformer.rollouts.trial import START
 
 LOOK = 0.5
@@ -40,9 +40,9 @@ def check_apart(name: str, seconds: float) -> Report:
         while not process.connection.poll(LOOK):
             if time.monotonic() > until[0]:
                 return ended(name, doing, f"no answer within {seconds:g} s{process.where_it_is()}")
-        report, error = process.connection.recv()
-    except (EOFError, ConnectionError):
-        return ended(name, doing, process.how_it_died())
+        report, error = process.receive()
+    except Gone as gone:
+        return ended(name, doing, str(gone))
     finally:
         process.end()
     if error is not None:

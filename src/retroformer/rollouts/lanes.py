@@ -73,8 +73,15 @@ class Said:
 class Lanes:
     """An environment for each slot, in this process."""
 
-    def __init__(self, text: str, actions: str, questions: Iterable[str] = ()):
-        self.text, self.actions, self.questions = text, actions, tuple(questions)
+    def __init__(
+        self,
+        text: str,
+        actions: str,
+        questions: Iterable[str] = (),
+        caught: tuple[type[BaseException], ...] = (Exception, SystemExit),
+    ):
+        """`caught`: what is an environment's fault; where nobody else interrupts, a KeyboardInterrupt is one too."""
+        self.text, self.actions, self.questions, self.caught = text, actions, tuple(questions), caught
         self.instances: dict[tuple[int, str], TextEnvironment] = {}
         """Kept for the next episode of the same task in the same slot."""
         self.running: dict[int, tuple[int, str]] = {}
@@ -94,7 +101,7 @@ class Lanes:
                 self._start(order.slot, order.episode, found)
             else:
                 self._step(order, found)
-        except (Exception, SystemExit) as error:
+        except self.caught as error:
             found["error"] = told(error)
             if order.episode is None:
                 kind = "admissible" if self.choosing[order.slot] else "written"
@@ -102,7 +109,7 @@ class Lanes:
             found.pop("ended", None)
             broken = self.instances.pop(self.running.get(order.slot, (-1, "")), None)
             if broken is not None:
-                with suppress(Exception, SystemExit):
+                with suppress(*self.caught):
                     broken.close()
         return Answer(**found, seconds=time.monotonic() - began)
 
@@ -112,7 +119,7 @@ class Lanes:
     def close(self) -> None:
         """Free what the environments hold."""
         for environment in self.instances.values():
-            with suppress(Exception, SystemExit):
+            with suppress(*self.caught):
                 environment.close()
         self.instances.clear()
 
@@ -141,6 +148,8 @@ class Lanes:
         success = info.get("success")
         if not isinstance(success, (bool, np.bool_)) and (terminated or success is not None):
             raise TypeError(f"the episode ends and info['success'] must be true or false, got {success!r:.80}")
+        if success and not terminated:
+            raise ValueError("the episode is truncated and a success: a step limit is a failed task")
         stop = StopReason.TERMINATED if terminated else StopReason.STEP_LIMIT
         found["ended"] = stop, Outcome.SUCCESS if success else Outcome.FAILURE
 

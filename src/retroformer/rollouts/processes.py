@@ -12,6 +12,8 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -32,9 +34,15 @@ from retroformer.preloaded import adopt_orphans, die_with_parent, end, end_start
 CONTEXT: Any = multiprocessing.get_context("forkserver")
 END = 5.0
 """Seconds that the end of a process may take until it is forced."""
+WHOLE = 30
+"""Seconds that the rest of a message may take once it has begun."""
 BACK = "an os.fork() of an environment returned twice: its child has to end in os._exit() or in another program"
 COMES_BACK = 1.0
 """Seconds to wait for a child that may come back as well. Only one that was forked by hand and lives on costs them."""
+
+
+class Gone(Exception):
+    """A process that sends nothing any more, or what is no message; how, in words."""
 
 
 class Process:
@@ -59,6 +67,18 @@ class Process:
         with as_if_nothing_ran_here():
             self.process.start()
         theirs.close()
+        # Bytes that only look like the beginning of a message would be waited for without end.
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as line:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", WHOLE, 0))
+
+    def receive(self) -> Any:
+        """What it sent. Raises Gone where it has ended, or says what is no message."""
+        try:
+            return self.connection.recv()
+        except (EOFError, ConnectionError):
+            raise Gone(self.how_it_died()) from None
+        except Exception:  # anything may come of unpickling what is no pickle
+            raise Gone("it wrote into a file that is not its own, the connection of its process") from None
 
     def memory(self) -> tuple[int, int]:
         """Resident bytes, its own and of all that it started; there without what is shared. 0 of what is gone.
@@ -126,9 +146,9 @@ def alone(function: Callable[..., Any], *arguments: Any, what: str, seconds: flo
     try:
         if not process.connection.poll(seconds):
             raise EnvironmentFault(f"{what} does not answer within {seconds:g} s{process.where_it_is()}")
-        result, error = process.connection.recv()
-    except (EOFError, ConnectionError):
-        raise EnvironmentFault(f"{what} cannot be used: {process.how_it_died()}") from None
+        result, error = process.receive()
+    except Gone as gone:
+        raise EnvironmentFault(f"{what} cannot be used: {gone}") from None
     finally:
         process.end()
     if error is not None:
@@ -143,7 +163,7 @@ def call(connection: Connection, function: Callable[..., Any], arguments: tuple[
         found = function(*arguments), None
     except RetroformerError as error:
         found = None, error
-    except Exception as error:
+    except BaseException as error:  # no key was pressed here: this process has no terminal
         found = None, f"{type(error).__name__}: {error}"[:2000]
     only_once()
     connection.send(found)
@@ -278,5 +298,5 @@ def as_if_nothing_ran_here() -> Iterator[None]:
 
 def innermost(trace: Path) -> str:
     """The line that faulthandler says Python was in; empty where it says nothing."""
-    found = re.search(r'File "(.+)", line (\d+) in (\w+)', trace.read_text(encoding="utf-8", errors="replace"))
+    found = re.search(r'File "(.+)", line (\d+) in (\S+)', trace.read_text(encoding="utf-8", errors="replace"))
     return f", in {found[3]} at {Path(found[1]).name}:{found[2]}" if found else ""

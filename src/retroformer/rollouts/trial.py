@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -59,7 +59,7 @@ def files(names: Sequence[str], *, text: str, actions: str) -> list[Path]:
     """
     found, packages = set(), set()
     for name in names:
-        with closing(make(name, text=text, actions=actions)) as environment:
+        with made(name, text, actions) as environment:
             kind = type(getattr(environment, "inner", environment))
             found.add(Path(inspect.getfile(kind)).resolve())
             packages.add(kind.__module__.partition(".")[0])
@@ -74,11 +74,20 @@ def files(names: Sequence[str], *, text: str, actions: str) -> list[Path]:
     return sorted(found)
 
 
+@contextmanager
+def made(name: str, text: str, actions: str) -> Iterator[Any]:
+    """A task's environment, closed afterwards; what it says to that matters as little as where it is played."""
+    environment = make(name, text=text, actions=actions)
+    yield environment
+    with suppress(Exception, SystemExit):
+        environment.close()
+
+
 def drawable(names: Sequence[str], *, text: str, actions: str) -> list[bool]:
     """For each task, whether there are actions to draw from."""
     found = []
     for name in names:
-        with closing(make(name, text=text, actions=actions)) as environment:
+        with made(name, text, actions) as environment:
             listed = hasattr(environment, "possible_actions")
             found.append(listed or bool(environment.reset(seed=0)[1].get("admissible_actions")))
     return found

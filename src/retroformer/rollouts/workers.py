@@ -159,7 +159,8 @@ def play_all(
             kept.forget_errors()
             raise EnvironmentFault(
                 f"{errors} of {seen} episodes ended in error, more than the share collect.max_errors = "
-                f"{max_errors:g} of {total} allows; the last: {failed[-1].error}"
+                f"{max_errors:g} of {total} allows; the last, {failed[-1].task.label} at seed {failed[-1].task.seed}: "
+                f"{failed[-1].error}"
             )
         while turn < len(shards) and turn in kept:
             yield shards[turn][0], played if turn == number and folder else kept.take(turn)

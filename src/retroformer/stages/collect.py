@@ -67,7 +67,7 @@ def collect(
     replaced: Counter[str] = Counter()
 
     def arriving() -> Iterator[Trajectory]:
-        solved = 0
+        solved = judged = 0
         with progress("collect", len(plan), "episodes") as shown:
             work = [(player, plan)]
             options = {"cluster": config.cluster, "folder": resume, "replaced": replaced}
@@ -76,11 +76,12 @@ def collect(
                     around.update(cut_actions=one.cut, retries=len(one.earlier))
                     broke.update(kind_of(failed) for failed in (*one.earlier, one.trajectory) if failed.error)
                     solved += one.trajectory.outcome is Outcome.SUCCESS
+                    judged += one.trajectory.outcome in (Outcome.SUCCESS, Outcome.FAILURE)
                     if one.trajectory.id in forgotten:
                         around.update(forgotten=1)
                     else:
                         yield one.trajectory
-                shown.advance(len(played), f"success {solved / (shown.done + len(played)):.2f}")
+                shown.advance(len(played), f"success {solved / judged:.2f}" if judged else "")
 
     report = describe(arriving(), pins.round, pin.version) | {
         "cut_actions": around["cut_actions"],
