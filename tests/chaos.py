@@ -145,6 +145,8 @@ class One:
             self.held.append(bytearray(b"x" * (4 << 20)))
         if self.task == "leak_outside":
             self.leak_outside()
+        if self.task == "writes" and self.seed % 3 != 1:
+            time.sleep(0.02)  # so that it is in flight when somebody looks who wrote
         if self.seed % 3 == 1 and self.t == 2:
             if self.task in AT_ONCE:
                 getattr(self, self.task)()

@@ -21,6 +21,7 @@ layout's business (`policies.layout`), so the same text serves every model.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,8 +86,13 @@ def _call(match: re.Match[str]) -> ToolCall:
     if not match.group(0).endswith("</tool_call>"):
         raise ValueError("the tool call is not closed by </tool_call>")
     try:
-        value = json.loads(body)
-    except json.JSONDecodeError as error:
+        value = json.loads(body, parse_constant=_finite, parse_float=_finite)
+        # Half of a character, which JSON can spell and no text can hold.
+        if "\\u" in body:
+            ENCODER.encode(value).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the tool call is not JSON: {error.reason}") from None
+    except ValueError as error:
         raise ValueError(f"the tool call is not JSON: {error}") from None
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
         raise ValueError('the tool call must be an object {"name": text, "arguments": object}')
@@ -94,6 +100,13 @@ def _call(match: re.Match[str]) -> ToolCall:
     if not isinstance(arguments, dict):
         raise ValueError(f"the arguments of {value['name']} must be an object, got {type(arguments).__name__}")
     return ToolCall(value["name"], arguments)
+
+
+def _finite(number: str) -> float:
+    """A number that JSON has. Python's reader takes NaN and infinities too."""
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is no finite number")
+    return value
 
 
 def write_result(content: str) -> str:

@@ -104,13 +104,17 @@ def test_several_calls_are_answered_in_order_until_the_end(counter: ToolEnvironm
         (call("ad", number=1), "error: there is no tool ad; there are add, reach"),
         (call("_hidden"), "error: there is no tool _hidden; there are add, reach"),
         ("<tool_call>\n{nonsense\n</tool_call>", "error: the tool call is not JSON"),
-        (call("add", number=float("nan")), "error: the arguments are not JSON: a number is not finite"),
+        (call("add", number=float("nan")), "error: the tool call is not JSON: NaN is no finite number"),
         (
             r'<tool_call>{"name": "add", "arguments": {"number": 1e999}}</tool_call>',
-            "error: the arguments are not JSON",
+            "error: the tool call is not JSON: 1e",
         ),
-        (r'<tool_call>{"name": "\ud800", "arguments": {}}</tool_call>', "error: there is no tool ?; there are add"),
-        (r'<tool_call>{"name": "add", "arguments": {"\ud800": 1}}</tool_call>', "error: the arguments are not JSON"),
+        (r'<tool_call>{"name": "\ud800", "arguments": {}}</tool_call>', "error: the tool call is not JSON: surrogates"),
+        (
+            r'<tool_call>{"name": "add", "arguments": {"\ud800": 1}}</tool_call>',
+            "error: the tool call is not JSON: surr",
+        ),
+        (call("say", what="\\ud800"), "error: there is no tool say"),
     ],
 )
 def test_what_the_agent_did_wrong_is_told_to_it(counter: ToolEnvironment, action: str, told: str) -> None:

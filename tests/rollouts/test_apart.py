@@ -17,6 +17,7 @@ from retroformer.rollouts import apart
 from retroformer.rollouts.apart import Apart
 from retroformer.rollouts.engine import play
 from retroformer.rollouts.episodes import Conditions, Episode
+from retroformer.rollouts.lanes import Order
 from retroformer.rollouts.processes import alone
 from retroformer.types import Outcome, StopReason
 
@@ -93,7 +94,7 @@ def test_a_process_that_ends_with_nothing_in_flight_costs_nobody_an_episode(soun
     assert set(processes) <= {"Died"}
 
 
-def test_what_is_no_message_is_that_of_the_step_that_wrote_it(monkeypatch, sound):
+def test_what_is_no_message_is_that_of_the_step_that_wrote_it_and_of_no_slow_neighbour(monkeypatch, sound):
     monkeypatch.setattr("retroformer.rollouts.processes.WHOLE", 1)
     found, processes = run("writes")
     for seed, one in found.items():
@@ -112,14 +113,17 @@ def test_an_alarm_that_is_left_goes_off_in_nobody_elses_step(sound):
     assert processes == {}
 
 
-def test_where_it_is_not_known_at_which_order_a_process_ended_they_are_done_one_by_one(monkeypatch, sound):
-    looked = monkeypatch.setattr  # that an order took the connection away shows only when the answers are sent
-    looked("retroformer.rollouts.apart.still", lambda connection, line: True)
-    found, processes = run("closes")
-    for seed, one in found.items():
-        assert (one.outcome is Outcome.ERROR) == (seed in GUILTY), (seed, one.error)
-    assert all(alike(found[seed], sound[seed]) for seed in found.keys() - GUILTY)
-    assert set(processes) == {"Died"}
+def test_a_default_timeout_of_sockets_is_not_the_connections(monkeypatch, sound):
+    default = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(5.0)
+    try:
+        lanes = Apart(conditions())
+        lanes.do([Order(0, Episode("chaos.One:sound", 0, "train"))])
+        assert lanes._served is not None
+        assert os.get_blocking(lanes._served.connection.fileno())
+        lanes.close()
+    finally:
+        socket.setdefaulttimeout(default)
 
 
 def test_one_that_cannot_be_restored_says_so():

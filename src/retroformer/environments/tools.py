@@ -78,14 +78,9 @@ class Tool:
 
     def __call__(self, arguments: dict[str, Any]) -> Any:
         """Call with JSON arguments. Raises ValueError that tells the agent which are wrong."""
-        # As JSON, so that strictness means JSON's types: a list for a tuple, a string for an enum. Python reads as JSON
-        # what is none: NaN, infinities, halves of characters.
         try:
-            written = json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()
-        except ValueError:
-            raise ValueError("the arguments are not JSON: a number is not finite, or a text not UTF-8") from None
-        try:
-            checked: Any = self._arguments.validate_json(written)
+            # As JSON, so that strictness means JSON's types: a list for a tuple, a string for an enum.
+            checked: Any = self._arguments.validate_json(json.dumps(arguments))
         except ValidationError as error:
             wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in error.errors()]
             raise ValueError("; ".join(wrong)) from None
@@ -105,11 +100,6 @@ def described(docstring: str) -> tuple[str, dict[str, str]]:
         elif last and line.strip():
             told[last] += f" {line.strip()}"
     return " ".join(text.split()), told
-
-
-def wrong(what: str) -> str:
-    """What the agent is told of a call that did nothing, in characters that can be stored whatever it wrote."""
-    return f"error: {what}".encode(errors="replace").decode()
 
 
 def tools_of(thing: Any) -> dict[str, Tool]:
@@ -154,7 +144,7 @@ class ToolEnvironment:
             raise EnvironmentFault(f"{type(self.inner).__name__} is not running: reset it before a step")
         self._steps += 1
         said = read_action(action)
-        results = [write_result(wrong(problem)) for problem in said.malformed]
+        results = [write_result(f"error: {problem}") for problem in said.malformed]
         for call in said.calls:
             results.append(write_result(self._do(call)))
             if self._done():
@@ -176,14 +166,15 @@ class ToolEnvironment:
     def _do(self, call: ToolCall) -> str:
         tool = self.tools.get(call.name)
         if tool is None:
-            return wrong(f"there is no tool {call.name}; there are {', '.join(self.tools)}")
+            return f"error: there is no tool {call.name}; there are {', '.join(self.tools)}"
         try:
             result = tool(call.arguments)
             return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
         except INFRASTRUCTURE:
             raise
         except Exception as error:
-            return wrong(str(error) or type(error).__name__)
+            # In characters that can be stored, whatever the method says.
+            return f"error: {str(error) or type(error).__name__}".encode(errors="replace").decode()
 
     def _done(self) -> bool:
         return bool(getattr(self.inner, "done", False))

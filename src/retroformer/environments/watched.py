@@ -29,7 +29,7 @@ class Watched:
         def call(*values: Any, **options: Any) -> Any:
             told = [f"{value!r:.80}" for value in values] + [f"{key}={value!r:.80}" for key, value in options.items()]
             self._doing(f"{name}({', '.join(told)})")
-            before = working_folder()
+            before, running = working_folder(), signal.getitimer(signal.ITIMER_REAL)[0]
             try:
                 return found(*values, **options)
             except SystemExit as error:
@@ -39,10 +39,13 @@ class Watched:
             except BaseException as error:
                 raise RuntimeError(f"{name} raised {type(error).__name__}: {error}") from None
             finally:
-                if signal.setitimer(signal.ITIMER_REAL, 0)[0] > 0:
+                if not running and signal.getitimer(signal.ITIMER_REAL)[0]:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
                     self._found(f"{name} leaves a timer running (signal.alarm, signal.setitimer)")
                 if (after := working_folder()) != before:
                     self._found(f"{name} changes the working folder, from {before} to {after}")
+                    with suppress(OSError):
+                        os.chdir(before)
 
         return call
 

@@ -185,15 +185,16 @@ class LanguageModelPolicy:
         self, hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor, temperature: torch.Tensor | float = 1.0
     ) -> torch.Tensor:
         """log p(token) in nats, [E], in the softmax over the vocabulary of logits / `temperature` (a number or [E])."""
-        # A number need not be copied to the device, and 1 divides nothing.
-        divisors = (temperature.expand(len(token)),) if isinstance(temperature, torch.Tensor) else ()
+        divisors: tuple[torch.Tensor, ...] = ()  # 1 divides nothing
+        if isinstance(temperature, torch.Tensor):
+            divisors = (temperature.expand(len(token)),)
+        elif temperature != 1:
+            divisors = (torch.full((len(token),), temperature, device=hidden_nd.device),)
 
         def part(hidden_nd: torch.Tensor, place: torch.Tensor, token: torch.Tensor, *divisors: torch.Tensor):
             logits = self.logits(hidden_nd[place])
-            if divisors:
-                logits = logits / divisors[0][:, None]
-            elif temperature != 1.0:
-                logits = logits / temperature
+            for divisor in divisors:
+                logits = logits / divisor[:, None]
             return logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
 
         size = LOGITS // self.model.get_output_embeddings().weight.shape[0]

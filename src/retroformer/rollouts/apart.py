@@ -20,7 +20,7 @@ from typing import Any
 
 from retroformer.rollouts.episodes import Conditions
 from retroformer.rollouts.lanes import Answer, Lanes, Order
-from retroformer.rollouts.processes import CONTEXT, Gone, Process, only_once
+from retroformer.rollouts.processes import CONTEXT, Garbled, Gone, Process, only_once
 
 LOOK = 1.0
 """Seconds between looks at a process that has not answered yet, and at its memory."""
@@ -35,6 +35,7 @@ STARTED = 3 << 30
 IN_VAIN = 8
 """A task whose environments ended their process so often, with no step done in between, is not tried again."""
 NOBODY = -1
+TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 TAKEN = "it closed the connection of its process: close no file that is not the environment's own"
 
 
@@ -194,11 +195,12 @@ class Served:
             self.connection.send((self._number, orders))
         while not self.connection.poll(min(LOOK, limit / 4)):
             self._look(orders, sent, limit)
-        place = self._place(orders)  # nobody's, unless it is gone or an environment wrote into the connection
         try:
             number, answers = self.process.receive()
+        except Garbled as garbled:  # while it goes on with the orders behind the one that wrote this
+            raise Lost(NOBODY, "Died", str(garbled)) from None
         except Gone as gone:
-            raise Lost(place, "Died", TAKEN if self.flight[2] else str(gone)) from None
+            raise Lost(self._place(orders), "Died", TAKEN if self.flight[2] else str(gone)) from None
         if number != self._number:
             raise Lost(NOBODY, "Died", f"its process answered orders {number}, expected {self._number}")
         if first:
@@ -265,7 +267,8 @@ def serve(connection: Connection, flight: Any, telling: tuple[str, str, tuple[st
             flight[0] = place
             answers.append(lanes.one(order))
             only_once()
-            signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that it left would go off in another's step
+            for timer in TIMERS:  # one that it left would go off in another's step
+                signal.setitimer(timer, 0)
             if not still(connection, line):
                 flight[2] = 1
                 os._exit(1)

@@ -42,7 +42,11 @@ COMES_BACK = 1.0
 
 
 class Gone(Exception):
-    """A process that sends nothing any more, or what is no message; how, in words."""
+    """A process that sends nothing any more; why, in words."""
+
+
+class Garbled(Gone):
+    """One that lives and sends what is no message."""
 
 
 class Process:
@@ -69,16 +73,20 @@ class Process:
         theirs.close()
         # Bytes that only look like the beginning of a message would be waited for without end.
         with socket.socket(fileno=os.dup(self.connection.fileno())) as line:
+            line.setblocking(True)  # whatever socket.setdefaulttimeout says
             line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", WHOLE, 0))
 
-    def receive(self) -> Any:
-        """What it sent. Raises Gone where it has ended, or says what is no message."""
+    def receive(self) -> tuple[Any, Any]:
+        """The pair that it sent. Raises Gone where it has ended, Garbled where it says what is no message."""
         try:
-            return self.connection.recv()
+            one, other = self.connection.recv()
         except (EOFError, ConnectionError):
             raise Gone(self.how_it_died()) from None
-        except Exception:  # anything may come of unpickling what is no pickle
-            raise Gone("it wrote into a file that is not its own, the connection of its process") from None
+        except Exception as error:  # anything may come of unpickling what is no pickle
+            raise Garbled(
+                f"it wrote into a file that is not its own, the connection of its process ({type(error).__name__})"
+            ) from None
+        return one, other
 
     def memory(self) -> tuple[int, int]:
         """Resident bytes, its own and of all that it started; there without what is shared. 0 of what is gone.

@@ -78,9 +78,11 @@ def files(names: Sequence[str], *, text: str, actions: str) -> list[Path]:
 def made(name: str, text: str, actions: str) -> Iterator[Any]:
     """A task's environment, closed afterwards; what it says to that matters as little as where it is played."""
     environment = make(name, text=text, actions=actions)
-    yield environment
-    with suppress(Exception, SystemExit):
-        environment.close()
+    try:
+        yield environment
+    finally:
+        with suppress(BaseException):
+            environment.close()
 
 
 def drawable(names: Sequence[str], *, text: str, actions: str) -> list[bool]:
