@@ -42,6 +42,7 @@ def bits(work, workers: int, folder: Path) -> list[tuple[str, list[str]]]:
     return [(one.id, [(step.logprob or math.nan).hex() for step in one.steps]) for one in arrived]
 
 
+@pytest.mark.long
 def test_workers_and_an_interruption_change_no_bit_in_either_mode(work, tmp_path, monkeypatch):
     shapes: dict[bool, set[int]] = {True: set(), False: set()}
     answer = Cached._answer

@@ -84,6 +84,7 @@ def check_chaos(tmp_path, episodes, **overrides):
     return kinds, {"healthy at once": len(healthy), "final": Counter(one.outcome.value for one in final)}
 
 
+@pytest.mark.long
 def test_what_breaks_is_told_and_the_rest_is_as_if_nothing_had(tmp_path):
     kinds, _ = check_chaos(tmp_path, 100, collect__workers=2, collect__retries=0)
     assert {"hang", "crash", "exit"} <= set(kinds)
