@@ -72,7 +72,7 @@ class Shell:
             return False
         finally:
             os.killpg(child.pid, 15)
-            child.wait(timeout=30)
+            child.wait(timeout=120)
 
 
 @pytest.fixture(scope="module")
