@@ -113,7 +113,7 @@ def test_an_alarm_that_is_left_goes_off_in_nobody_elses_step(sound):
     assert processes == {}
 
 
-def test_a_default_timeout_of_sockets_is_not_the_connections(monkeypatch, sound):
+def test_a_default_timeout_of_sockets_is_not_the_connections():
     default = socket.getdefaulttimeout()
     socket.setdefaulttimeout(5.0)
     try:

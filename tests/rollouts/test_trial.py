@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retroformer.rollouts.episodes import Conditions
-from retroformer.rollouts.trial import try_all
+from retroformer.rollouts.trial import played_at_random, swappable, try_all
 
 PARROT = """
 from zoo_rules import WORDS
@@ -40,7 +40,10 @@ def test_what_an_environment_says_to_its_end_stops_nothing(tmp_path: Path, monke
     (tmp_path / "zoo_last.py").write_text(PARROT.replace("pass", "raise OSError('gone')"))
     (tmp_path / "zoo_rules.py").write_text("WORDS = ('a', 'b')")
     monkeypatch.chdir(tmp_path)
-    assert tmp_path / "zoo_last.py" in try_all(["zoo_last.Parrot:default"], Conditions(0, "compact", "token", 1))
+    told = ["zoo_last.Parrot:default"], Conditions(0, "compact", "token", 1)
+    assert tmp_path / "zoo_last.py" in try_all(*told)
+    assert swappable(*told) == ()
+    assert played_at_random(*told)
 
 
 def test_what_ships_here_is_known_without(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from retroformer.environments.packages import ADAPTERS, find, nearest
 from retroformer.environments.protocol import Mission, TextEnvironment
 from retroformer.errors import EnvironmentFault
 
-__all__ = ["ADAPTERS", "known", "lexicon", "make", "split_name", "start", "with_missions"]
+__all__ = ["ADAPTERS", "known", "lexicon", "made", "make", "split_name", "start", "with_missions"]
 
 TEXTS = ("compact", "plain")
 ACTIONS = ("token", "words")
@@ -57,19 +58,28 @@ def another_task(environment: TextEnvironment, seed: int, true: str) -> str | No
     return None
 
 
+@contextmanager
+def made(name: str, *, text: str, actions: str) -> Iterator[TextEnvironment]:
+    """A task's environment, closed afterwards; what it says to that matters as little as where it is played."""
+    environment = make(name, text=text, actions=actions)
+    try:
+        yield environment
+    finally:
+        with suppress(BaseException):
+            environment.close()
+
+
 def with_missions(names: Iterable[str], *, text: str, actions: str) -> tuple[str, ...]:
     """Those of the tasks whose mission can be swapped. Makes each of them once, and raises as `make` does."""
     able = []
     for name in names:
-        environment = make(name, text=text, actions=actions)
-        try:
-            _, info = environment.reset(seed=0, options={"mission": "shuffled"})
-            if "mission" in info or another_task(environment, 0, info["task"]) is not None:
+        with made(name, text=text, actions=actions) as environment:
+            try:
+                _, info = environment.reset(seed=0, options={"mission": "shuffled"})
+                if "mission" in info or another_task(environment, 0, info["task"]) is not None:
+                    able.append(name)
+            except Exception:  # what breaks is told when it is played
                 able.append(name)
-        except Exception:  # what breaks is told when it is played
-            able.append(name)
-        finally:
-            environment.close()
     return tuple(able)
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import inspect
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import retroformer
-from retroformer.environments import make, with_missions
+from retroformer.environments import made, with_missions
 from retroformer.rollouts.episodes import Conditions
 from retroformer.rollouts.processes import alone
 
@@ -59,7 +58,7 @@ def files(names: Sequence[str], *, text: str, actions: str) -> list[Path]:
     """
     found, packages = set(), set()
     for name in names:
-        with made(name, text, actions) as environment:
+        with made(name, text=text, actions=actions) as environment:
             kind = type(getattr(environment, "inner", environment))
             found.add(Path(inspect.getfile(kind)).resolve())
             packages.add(kind.__module__.partition(".")[0])
@@ -74,22 +73,11 @@ def files(names: Sequence[str], *, text: str, actions: str) -> list[Path]:
     return sorted(found)
 
 
-@contextmanager
-def made(name: str, text: str, actions: str) -> Iterator[Any]:
-    """A task's environment, closed afterwards; what it says to that matters as little as where it is played."""
-    environment = make(name, text=text, actions=actions)
-    try:
-        yield environment
-    finally:
-        with suppress(BaseException):
-            environment.close()
-
-
 def drawable(names: Sequence[str], *, text: str, actions: str) -> list[bool]:
     """For each task, whether there are actions to draw from."""
     found = []
     for name in names:
-        with made(name, text, actions) as environment:
+        with made(name, text=text, actions=actions) as environment:
             listed = hasattr(environment, "possible_actions")
             found.append(listed or bool(environment.reset(seed=0)[1].get("admissible_actions")))
     return found
