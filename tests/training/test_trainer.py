@@ -1,6 +1,7 @@
 import errno
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 import pytest
@@ -46,13 +47,13 @@ MANY = [
 ]
 
 
-def catalogue(trajectories):
-    """Successes in tier 1, failures in tier 2, all alike within the task."""
+def catalogue(trajectories, rounds=MappingProxyType({})):
+    """Successes in tier 1, failures in tier 2, all alike within the task; of round 1 but for those in `rounds`."""
     learned = [one for one in trajectories if one.task.split == "train" or one.task.split == "history"]
     rows = [
         {
             "trajectory_id": one.id,
-            "round": 1,
+            "round": rounds.get(one.id, 1),
             "task": one.task.name,
             "split": "checkpoint" if one.task.split == "checkpoint" else "train",
             "tier": 1 if one.outcome is Outcome.SUCCESS else 2,
@@ -63,7 +64,7 @@ def catalogue(trajectories):
     return pd.DataFrame(rows)
 
 
-def trainer(trajectories, seed=0, continuing=False, **options):
+def trainer(trajectories, seed=0, continuing=False, rounds=MappingProxyType({}), **options):
     # All in one batch, no entropy and no value unless asked for.
     plain = {
         "curriculum": False,
@@ -79,7 +80,7 @@ def trainer(trajectories, seed=0, continuing=False, **options):
     config = DEFAULTS.model_copy(update={"batch": 8, **plain, **options})
     policy = build(PolicyConfig(model="", width=8, layers=1, heads=2), WORDS, seed=1)
     replay = Replay(policy, trajectories, config.discount, config.baseline)
-    inputs = (policy, replay, catalogue(trajectories), config)
+    inputs = (policy, replay, catalogue(trajectories, rounds), config)
     made = Trainer(*inputs, seed=seed, value_head=new_value_head(8), continuing=continuing)
     made.pacing.longest = 4
     return made
@@ -359,6 +360,14 @@ def test_a_policy_that_goes_on_is_a_candidate_itself_and_starts_with_every_tier(
     assert [row["update"] for row in one.checkpoints] == [0, 5, 10, 15, 20]
     same = all(torch.equal(tensor, before[name]) for name, tensor in one.policy.model.state_dict().items())
     assert same == (chosen == 0)
+
+
+def test_checkpoints_are_scored_on_the_newest_of_what_was_kept_aside(monkeypatch):
+    monkeypatch.setattr("retroformer.training.trainer.CHOOSE_ON", 2)
+    older = [replace(one, id=f"older-{one.id}") for one in ASIDE]
+    one = trainer([*MANY, older[0], *ASIDE, older[1]], rounds={one.id: 0 for one in older})
+    assert one.kept_aside == [one.id for one in ASIDE]
+    assert len(one.score()[1]) == 2
 
 
 def test_with_nothing_kept_aside_the_last_is_the_best(tmp_path):

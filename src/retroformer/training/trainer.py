@@ -52,6 +52,9 @@ POINTS = 100
 """Points of the learning curve, and observations of the curriculum's signal."""
 SAVES = 10
 """How often a run writes down where it is."""
+CHOOSE_ON = 1000
+"""Trajectories that a checkpoint is scored on, at most, the newest of those kept aside: what the policy has to be
+better than is what played last, and scoring should not take longer with every round."""
 COLUMNS = (
     "loss",
     "policy_loss",
@@ -105,7 +108,8 @@ class Trainer:
             uniform=not config.curriculum or (continuing and config.objective in NEEDS_ADVANTAGES),
             task_weights={task: 1 - share + FAILURE_FLOOR for task, share in success.items()},
         )
-        self.kept_aside = catalogue.loc[catalogue["split"] == "checkpoint", "trajectory_id"].tolist()
+        by_round = catalogue.sort_values("round", kind="stable")
+        self.kept_aside = by_round.loc[by_round["split"] == "checkpoint", "trajectory_id"].tolist()[-CHOOSE_ON:]
         self.parameters = [p for p in (*policy.model.parameters(), *value_head.parameters()) if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
@@ -378,7 +382,7 @@ class Trainer:
 
     @torch.no_grad()
     def score(self) -> tuple[float, torch.Tensor]:
-        """What the policy is worth on the trajectories of split ``checkpoint``, and each one's influence on that, [B].
+        """What the policy is worth on the newest logs of split ``checkpoint``, and each one's influence on that, [B].
 
         The surrogate advantage over the behaviour (`weights.surrogate_advantage`) where the logs have its
         probabilities, else the mean log-likelihood of successful actions. One measure for all objectives.
