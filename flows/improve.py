@@ -28,6 +28,10 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import UUID
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Importing Prefect takes seconds, and an interrupt meanwhile is one line too.
+    signal.signal(signal.SIGINT, lambda _number, _frame: (os.write(2, b"\nimprove: interrupted\n"), os._exit(130)))
+
 # Before Prefect is imported. Its server needs up to 20 s on a cold machine and is given up sooner by default; without
 # the other settings it fills the terminal when it stops, and takes longer to start for blocks that no flow here uses.
 # Its database stays in the project.
@@ -47,13 +51,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import refresh_global_settings_context
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from retroformer.arrivals import begun, nothing_new, take_in, waiting
 from retroformer.config import load_config
-from retroformer.errors import Busy, RetroformerError
+from retroformer.errors import Busy, RetroformerError, user_fault
 from retroformer.journal import alone, lock_runs, record_seconds, take_failure
 from retroformer.pins import read_pins
 from retroformer.preloaded import preloaded
@@ -161,10 +165,13 @@ def end(child: subprocess.Popen[bytes], *numbers: int) -> None:
 def run_stage(name: str) -> State[Any] | None:
     """One stage of the open round."""
     started = time.monotonic()
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
-        words = [sys.executable, "-c", DVC, str(os.getpid()), str(told.fileno()), "repro", "--single-item", name]
-        state = execute(words, name, told)
-    record_seconds(name, time.monotonic() - started, around=True)
+    try:
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
+            words = [sys.executable, "-c", DVC, str(os.getpid()), str(told.fileno()), "repro", "--single-item", name]
+            state = execute(words, name, told)
+        record_seconds(name, time.monotonic() - started, around=True)
+    except OSError as error:
+        return unwritable(error)
     return state
 
 
@@ -172,7 +179,17 @@ def run_stage(name: str) -> State[Any] | None:
 def close_round(commit: bool = False) -> State[Any] | None:
     """Close the round; can be repeated."""
     words = [sys.executable, "-c", CLOSE, str(os.getpid()), "close"]
-    return execute([*words, "--commit"] if commit else words, "close")
+    try:
+        return execute([*words, "--commit"] if commit else words, "close")
+    except OSError as error:
+        return unwritable(error)
+
+
+def unwritable(error: OSError) -> State[Any]:
+    """The state that says that the disk is full or nothing may be written; raises any other error again."""
+    if (told := user_fault(error)) is None:
+        raise error
+    return Failed(message=told)
 
 
 @flow(name="improve", flow_run_name="to-round-{rounds}")
@@ -204,6 +221,8 @@ def by_itself(work: Callable[[], State[Any]]) -> State[Any]:
         return Cancelled(name="Refused", message=str(busy))
     except RetroformerError as error:
         return stopped("", Failed(message=str(error)))
+    except OSError as error:  # without an artifact, which would have to be written too
+        return unwritable(error)
 
 
 def bury(left: dict[str, Any]) -> None:
@@ -377,7 +396,12 @@ def run(rounds: int, commit: bool) -> int:
         except TimeoutError as error:
             print(f"improve: error: {error}", file=sys.stderr)
             return 2
-        state = improve(rounds, commit, return_state=True)
+        try:
+            state = improve(rounds, commit, return_state=True)
+        except PrefectHTTPStatusError as error:
+            told = " ".join(str(error).split())
+            print(f"improve: error: Prefect's server cannot record the run, is the disk full? {told}", file=sys.stderr)
+            return 2
     if not state.is_completed():
         print(f"improve: error: {state.message}", file=sys.stderr)
         return 2
@@ -391,14 +415,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="how many rounds are to be closed in the end")
     parser.add_argument("--commit", action="store_true", help="commit, tag and push each round")
     asked = parser.parse_args()
+    if asked.rounds < 1:
+        parser.error(f"--rounds is {asked.rounds}, expected a number from 1")
     try:
         load_config()
         if read_pins(PINS).closed_rounds >= asked.rounds:
             show()
             return 0
         lock_runs().release()  # where another run is under way, this is told before Prefect's server is started
-    except RetroformerError as error:
-        print(f"improve: error: {error}", file=sys.stderr)
+    except (RetroformerError, OSError) as error:
+        if (told := user_fault(error)) is None:
+            raise
+        print(f"improve: error: {told}", file=sys.stderr)
         return 2
     parent = os.getpid()
     code = shielded(lambda: run(asked.rounds, asked.commit))

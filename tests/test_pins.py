@@ -56,18 +56,28 @@ def test_a_missing_policy_says_how_to_get_it(tmp_path):
         verify(Pin("data/policy", "0" * 64), tmp_path)
 
 
+GOOD = {"policy": SCRIPTED, "hash": "x"}
+
+
 @pytest.mark.parametrize(
-    "value",
+    ("value", "wrong"),
     [
-        [],
-        {"closed_rounds": 0, "champion": {"policy": SCRIPTED, "hash": "x"}},
-        {"closed_rounds": 0, "champion": {"policy": SCRIPTED, "hsh": "x"}, "train_from": None},
+        ([], "it is [], expected an object with closed_rounds, champion, train_from"),
+        ({"closed_rounds": 0, "champion": GOOD}, "it lacks train_from"),
+        ({"closed_rounds": 0, "champion": GOOD, "train_from": None, "train_form": None}, "it has train_form"),
+        (
+            {"closed_rounds": 0, "champion": 5, "train_from": None},
+            "champion is 5, expected an object with policy, hash",
+        ),
+        ({"closed_rounds": 0, "champion": {"policy": SCRIPTED}, "train_from": None}, "champion lacks hash"),
+        ({"closed_rounds": 0, "champion": GOOD, "train_from": {**GOOD, "url": ""}}, "train_from has url"),
     ],
 )
-def test_a_file_that_holds_no_pins_is_named(tmp_path, value):
+def test_a_file_that_holds_no_pins_is_named(tmp_path, value, wrong):
     write_json(tmp_path / "champion.json", value)
-    with pytest.raises(DataError, match=r"champion\.json is not a lockfile of pins \(closed_rounds, champion"):
+    with pytest.raises(DataError, match=r"champion\.json is not a lockfile of pins \(closed_rounds, champion") as told:
         read_pins(tmp_path / "champion.json")
+    assert str(told.value).endswith(f": {wrong}")
 
 
 @pytest.mark.parametrize(

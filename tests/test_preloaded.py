@@ -117,6 +117,37 @@ except KeyboardInterrupt:
     assert told.stdout == "interrupted\n", told.stderr
 
 
+@pytest.mark.parametrize("patience", [0.0, 0.3, 0.6])
+def test_an_interrupt_while_workers_start_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """A terminal sends it to the command and to all that it started, which is still importing."""
+    monkeypatch.delenv(preloaded.ADDRESS, raising=False)
+    root = project(tmp_path, episodes=5000, workers=2)
+    process = subprocess.Popen(
+        [RETROFORMER, "collect"], cwd=root, text=True, stderr=subprocess.PIPE, process_group=0, preexec_fn=hear
+    )
+    eventually(lambda: any("LokyProcess" in " ".join(one.cmdline()) for one in psutil.Process(process.pid).children()))
+    time.sleep(patience)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert told == "\nretroformer: interrupted; what was finished is kept, run the same command again to go on\n"
+
+
+def hear() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_what_is_deaf_hears_no_interrupt_and_who_started_it_does() -> None:
+    words = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('unheard')"]
+    with preloaded.deaf():
+        told = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert told.stdout == "unheard\n"
+    with pytest.raises(KeyboardInterrupt), preloaded.deaf():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_who_asks_and_is_gone_takes_nothing_with_it(served: psutil.Process, tmp_path: Path) -> None:
     for _ in range(5):
         process = start("--version", folder=tmp_path)

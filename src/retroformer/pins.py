@@ -7,6 +7,7 @@ hash. A stage refuses a policy whose hash differs from its pin.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,14 @@ def first_pins(agent: str) -> Pins:
 def read_pins(path: Path = Path("data/champion.json")) -> Pins:
     """Read the lockfile. Raises DataError that says what is missing from it or is not what it should be."""
     value = read_json(path)
-    try:
-        pins = Pins(
-            closed_rounds=value["closed_rounds"],
-            champion=Pin(**value["champion"]),
-            train_from=None if value["train_from"] is None else Pin(**value["train_from"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a lockfile of pins (closed_rounds, champion, train_from): {error}") from None
+    wrong = _wrong_keys("it", value, ("closed_rounds", "champion", "train_from"))
+    for name in ("champion", "train_from"):
+        if not wrong and (name == "champion" or value[name] is not None):
+            wrong = _wrong_keys(name, value[name], ("policy", "hash"), ("uri",))
+    if wrong:
+        raise DataError(f"{path} is not a lockfile of pins (closed_rounds, champion, train_from): {wrong}")
+    champion, start = value["champion"], value["train_from"]
+    pins = Pins(value["closed_rounds"], Pin(**champion), None if start is None else Pin(**start))
     if type(pins.closed_rounds) is not int or pins.closed_rounds < 0:
         raise DataError(f"{path}: closed_rounds is {pins.closed_rounds!r}, expected a whole number from 0")
     for name, pin in (("champion", pins.champion), ("train_from", pins.train_from)):
@@ -87,6 +88,14 @@ def read_pins(path: Path = Path("data/champion.json")) -> Pins:
             if not isinstance(found, str) or (field == "policy" and not found):
                 raise DataError(f"{path}: {name}.{field} is {found!r}, expected text")
     return pins
+
+
+def _wrong_keys(what: str, value: Any, needed: Sequence[str], allowed: Sequence[str] = ()) -> str:
+    if not isinstance(value, dict):
+        return f"{what} is {value!r}, expected an object with {', '.join(needed)}"
+    missing = [key for key in needed if key not in value]
+    unknown = [key for key in value if key not in (*needed, *allowed)]
+    return f"{what} lacks {', '.join(missing)}" if missing else f"{what} has {', '.join(unknown)}" if unknown else ""
 
 
 def write_pins(path: Path, pins: Pins) -> None:

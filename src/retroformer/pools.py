@@ -7,6 +7,7 @@ import multiprocessing.forkserver
 import multiprocessing.util
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from typing import Any
 
@@ -26,7 +27,7 @@ def pool(count: int) -> Executor:
     if not preloaded.forked:
         from joblib.externals.loky import get_reusable_executor
 
-        return get_reusable_executor(max_workers=count, env=ONE_THREAD)
+        return _started(lambda: get_reusable_executor(max_workers=count, env=ONE_THREAD))
     if count in _kept:
         try:
             _kept[count].submit(os.getpid)
@@ -34,15 +35,23 @@ def pool(count: int) -> Executor:
         except (BrokenExecutor, RuntimeError):
             del _kept[count]
     context = multiprocessing.get_context("fork")
-    made = _kept[count] = ProcessPoolExecutor(count, context, initializer=_begin)
+    made = _kept[count] = _started(lambda: ProcessPoolExecutor(count, context, initializer=_begin))
     # A fork's end waits for its own children, and those wait for work.
     multiprocessing.util.Finalize(None, end, args=(made,), exitpriority=10)
-    # What is called at a fork swallows the exception of an interrupt that comes then: it is to come afterwards.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    return made
+
+
+def _started(make: Callable[[], Any]) -> Any:
+    """An executor with its workers started. An interrupt that comes meanwhile comes afterwards, and ends them."""
+    made = None
     try:
-        made.submit(os.getpid)  # the first starts all workers
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        with preloaded.deaf():
+            made = make()
+            made.submit(os.getpid)  # the first starts all workers
+    except BaseException:
+        if made is not None:
+            end(made)
+        raise
     return made
 
 
@@ -53,11 +62,15 @@ def end(executor: Any) -> None:
         for child in multiprocessing.active_children():
             child.kill()
     else:
-        executor.shutdown(kill_workers=True)
+        # Not by kill_workers, whose thread ends in a KeyError where jobs are waiting.
+        for worker in list(executor._processes.values()):
+            preloaded.end(worker.pid)
+        executor.shutdown()
 
 
 def _begin() -> None:
     """First in a fork: it ends with its parent, whose fork server is not its own."""
     preloaded.die_with_parent()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     multiprocessing.forkserver._forkserver.__init__()  # pyright: ignore

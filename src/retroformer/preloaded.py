@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -231,6 +232,27 @@ def become(request: dict[str, Any], files: list[int]) -> None:
     os.environ.update(request["variables"])
     sys.path[:] = request["path"]
     sys.argv = ["retroformer", *request["arguments"]]
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """What is started in this block does not hear the interrupt, which a terminal sends to all: who started it ends it.
+
+    Else a Ctrl-C while it still imports would be a traceback of its own. This process hears one that comes meanwhile
+    at the end of the block: another thread may take the signal, and the main one must not stop half-way.
+    """
+    heard: list[int] = []
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.signal(signal.SIGINT, lambda number, _frame: heard.append(number)) if here else None
+    try:
+        yield
+    finally:
+        if here:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 def end(process: int) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import html
 import importlib.util
 import os
@@ -249,6 +250,50 @@ def test_an_interrupt_ends_the_stage_and_leaves_130(root: Path) -> None:
     assert "improve: interrupted" in told
     with pytest.raises(ProcessLookupError):
         os.kill(int(stage), 0)
+
+
+def test_an_interrupt_while_prefect_is_imported_is_one_line() -> None:
+    words = [sys.executable, "-X", "importtime", FLOW, "--rounds", "1"]
+    flow = subprocess.Popen(words, cwd=HERE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    try:
+        assert flow.stderr is not None
+        while "prefect" not in (line := flow.stderr.readline()):
+            assert line
+        flow.send_signal(signal.SIGINT)
+        _, told = flow.communicate(timeout=60)
+    finally:
+        flow.kill()
+    assert flow.returncode == 130
+    assert [line for line in told.splitlines() if line and "import time:" not in line] == ["improve: interrupted"]
+
+
+def heard() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize("where", ["alone", "publish", "execute"])
+def test_a_full_disk_is_told_by_the_flow_too(
+    improve: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_args: object, **_named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "data/some")
+
+    monkeypatch.setattr(improve, where, full)
+    monkeypatch.setattr(improve, "STAGES", ["collect"] if where == "execute" else [])
+    monkeypatch.setattr(improve, "close_round", lambda _commit, return_state: improve.Completed())
+    state = improve.improve(1, return_state=True)
+    assert state.is_failed()
+    assert state.message == ("round 1, " if where == "execute" else "") + "the disk is full: data/some"
+    assert "Traceback" not in caplog.text
+
+
+def test_a_number_of_rounds_that_is_none_is_refused(
+    improve: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["improve.py", "--rounds", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        improve.main()
+    assert "--rounds is 0, expected a number from 1" in capsys.readouterr().err
 
 
 def test_a_run_that_a_script_put_in_the_background_can_be_ended() -> None:

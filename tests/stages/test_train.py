@@ -204,6 +204,16 @@ def test_training_goes_on_from_the_candidate_or_the_champion(challenger):
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(("name", "other"), [("width", 32), ("layers", 2), ("heads", 4)])
+def test_a_policy_that_goes_on_keeps_its_size(challenger, name, other):
+    shutil.move(challenger / "data/challenger", challenger / "data/policy")
+    pin(challenger, BOT, "data/policy", closed=1)
+    known = getattr(tiny_config().policy, name)
+    assert known != other
+    with pytest.raises(ConfigError, match=rf"policy\.{name} is {other}, data/policy, .*, has {known}; a policy keeps"):
+        run_train(challenger, tiny_config(**{f"policy__{name}": other}))
+
+
 def test_a_model_of_ones_own_is_trained(challenger):
     own = challenger / "own"
     shutil.move(challenger / "data/challenger", own)

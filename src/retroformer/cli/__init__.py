@@ -21,7 +21,7 @@ Turn the runs that an agent has already made into a better agent, and know that 
 usage: retroformer COMMAND [flags]
 
 The main path:
-  make run          rounds through Prefect until two are closed, then the table
+  make run          rounds through Prefect until three are closed, then the table
   dvc repro         one round up to its verdict; again, and nothing changes
   retroformer close register the challenger, append to the history, move the pins: the next round is open
 

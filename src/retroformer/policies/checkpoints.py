@@ -175,6 +175,8 @@ def load(source: str | Path, *, layout: Layout | None = None, condition_on_retur
         model, info = loaded
     except Exception as error:  # whatever a folder that is damaged makes the library raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if reason.endswith(":"):
+            reason = " ".join(str(error).split())
         if isinstance(error, OSError) and not directory.is_dir() and HF_HUB_OFFLINE:
             reason = (
                 "it is not a local folder, and not whole in the local cache; "

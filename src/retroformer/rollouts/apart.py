@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -259,7 +260,7 @@ def serve(connection: Connection, flight: Any, telling: tuple[str, str, tuple[st
     """Answer orders until None comes. Runs in the process apart."""
     lanes = Lanes(*telling, caught=(BaseException,))
     line = os.fstat(connection.fileno())
-    while (message := connection.recv()) is not None:
+    while (message := received(connection)) is not None:
         number, orders = message
         answers = []
         for place, order in enumerate(orders):
@@ -275,6 +276,14 @@ def serve(connection: Connection, flight: Any, telling: tuple[str, str, tuple[st
         flight[0] = NOBODY
         connection.send((number, answers))
     lanes.close()
+
+
+def received(connection: Connection) -> Any:
+    """The next message; where who sends them is gone, this process ends without a word."""
+    try:
+        return connection.recv()
+    except (EOFError, ConnectionError):
+        sys.exit(1)
 
 
 def still(connection: Connection, line: os.stat_result) -> bool:

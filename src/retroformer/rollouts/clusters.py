@@ -11,13 +11,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, as_completed, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from contextlib import contextmanager
 from pkgutil import resolve_name
+from queue import SimpleQueue
 from typing import Any
 
 from retroformer.errors import ConfigError
 from retroformer.pools import end, pool
+from retroformer.preloaded import deaf
 
 ANSWER = 10.0
 """Seconds in which a scheduler has to answer, and to have a worker."""
@@ -35,10 +37,15 @@ def spread(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], count:
         with connected(cluster, count) as client:
             yield from results(client, function, jobs)
         return
-    workers = pool(count)
+    workers, done = pool(count), SimpleQueue[Future[Any]]()
     try:
-        for future in as_completed([workers.submit(function, *job) for job in jobs]):
-            yield future.result()
+        # An interrupt must not come between taking a future's lock and giving it back, as it may in as_completed: the
+        # pool could not end.
+        with deaf():
+            for job in jobs:
+                workers.submit(function, *job).add_done_callback(done.put)
+        for _ in jobs:
+            yield done.get().result()
     except BaseException:
         end(workers)
         raise

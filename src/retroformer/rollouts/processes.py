@@ -29,7 +29,7 @@ import psutil
 
 from retroformer.environments import ADAPTERS
 from retroformer.errors import EnvironmentFault, RetroformerError
-from retroformer.preloaded import adopt_orphans, die_with_parent, end, end_started
+from retroformer.preloaded import adopt_orphans, deaf, die_with_parent, end, end_started
 
 CONTEXT: Any = multiprocessing.get_context("forkserver")
 END = 5.0
@@ -68,7 +68,7 @@ class Process:
         """Of the environments; that of `process` is of the one above it."""
         surroundings = self.pid, name, os.getcwd(), dict(os.environ)
         self.process = CONTEXT.Process(target=live, args=(surroundings, target, theirs, *arguments))
-        with as_if_nothing_ran_here():
+        with as_if_nothing_ran_here(), deaf():
             self.process.start()
         theirs.close()
         # Bytes that only look like the beginning of a message would be waited for without end.

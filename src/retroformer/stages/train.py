@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 VALUE_HEAD = "value_head.safetensors"
 BASELINES = "baselines"
 """Below the folder of the training's reports: a checkpoint for each."""
+SIZES = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
+"""What params.yaml and what a model's config.json call them."""
 FITTED = "imitation"
 """The baseline that stands in for the behaviour where its log-probabilities are estimated."""
 
@@ -174,11 +176,15 @@ def prepare(
         layout = Layout.words(ended=ended, condition_on_return=config.condition_on_return)
         model = build(policy, words, seed=seed, layout=layout, phrases=phrases)
     width = model.model.config.hidden_size
-    if start is not None and not policy.model and width != policy.width:
-        raise ConfigError(
-            f"policy.width is {policy.width}, {start.policy}, from which data/champion.json trains on, has {width}; "
-            "a policy keeps its size: set policy.width to that, or train_from to null to start afresh"
-        )
+    if start is not None and not policy.model:
+        for name, key in SIZES.items():
+            size = getattr(model.model.config, key, None)
+            if size is not None and size != getattr(policy, name):
+                raise ConfigError(
+                    f"policy.{name} is {getattr(policy, name)}, {start.policy}, from which data/champion.json trains "
+                    f"on, has {size}; a policy keeps its size: set policy.{name} to that, or train_from to null to "
+                    "start afresh"
+                )
     if model.layout.condition_on_return != config.condition_on_return:
         raise ConfigError(
             f"train.condition_on_return is {config.condition_on_return}, the policy to train on from was made with "

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from retroformer.progress import progress
 
 UPDATES = "updates"
 """A file with one byte for each update done: its size can be read while it grows."""
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_LOOKS = 0.1
 
 
 class Beside:
@@ -41,7 +41,7 @@ class Beside:
         with progress(label, self.total, "updates") as shown:
             for future in self.futures:
                 while not future.done():
-                    wait([future], timeout=SECONDS_BETWEEN_LOOKS)
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
                     if (new := self.done() - shown.done) > 0:
                         shown.advance(new)
                 future.result()
