@@ -415,8 +415,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="how many rounds are to be closed in the end")
     parser.add_argument("--commit", action="store_true", help="commit, tag and push each round")
     asked = parser.parse_args()
-    if asked.rounds < 1:
-        parser.error(f"--rounds is {asked.rounds}, expected a number from 1")
+    if asked.rounds < 0:
+        parser.error(f"--rounds is {asked.rounds}, expected a number from 0")
     try:
         load_config()
         if read_pins(PINS).closed_rounds >= asked.rounds:

@@ -290,10 +290,10 @@ def test_a_full_disk_is_told_by_the_flow_too(
 def test_a_number_of_rounds_that_is_none_is_refused(
     improve: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["improve.py", "--rounds", "0"])
+    monkeypatch.setattr(sys, "argv", ["improve.py", "--rounds", "-1"])
     with pytest.raises(SystemExit, match="2"):
         improve.main()
-    assert "--rounds is 0, expected a number from 1" in capsys.readouterr().err
+    assert "--rounds is -1, expected a number from 0" in capsys.readouterr().err
 
 
 def test_a_run_that_a_script_put_in_the_background_can_be_ended() -> None:
