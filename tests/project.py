@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,11 @@ FIRST_PINS = {
     "train_from": None,
 }
 """The lockfile before the first round."""
+
+
+def hear_interrupts() -> None:
+    """First in a new process: what was started in the background would ignore them, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(root: Path, *words: str) -> str:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 
+from project import hear_interrupts
 from retroformer import __version__, preloaded
 from retroformer.files import hash_directory
 from tiny_round import pin, tiny_config
@@ -125,7 +126,12 @@ def test_an_interrupt_while_workers_start_is_one_line(
     monkeypatch.delenv(preloaded.ADDRESS, raising=False)
     root = project(tmp_path, episodes=5000, workers=2)
     process = subprocess.Popen(
-        [RETROFORMER, "collect"], cwd=root, text=True, stderr=subprocess.PIPE, process_group=0, preexec_fn=hear
+        [RETROFORMER, "collect"],
+        cwd=root,
+        text=True,
+        stderr=subprocess.PIPE,
+        process_group=0,
+        preexec_fn=hear_interrupts,
     )
     eventually(lambda: any("LokyProcess" in " ".join(one.cmdline()) for one in psutil.Process(process.pid).children()))
     time.sleep(patience)
@@ -133,10 +139,6 @@ def test_an_interrupt_while_workers_start_is_one_line(
     _, told = process.communicate(timeout=120)
     assert process.returncode == 130
     assert told == "\nretroformer: interrupted; what was finished is kept, run the same command again to go on\n"
-
-
-def hear() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_what_is_deaf_hears_no_interrupt_and_who_started_it_does() -> None:

@@ -6,7 +6,6 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.util
 import os
-import signal
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from typing import Any
@@ -71,6 +70,4 @@ def end(executor: Any) -> None:
 def _begin() -> None:
     """First in a fork: it ends with its parent, whose fork server is not its own."""
     preloaded.die_with_parent()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     multiprocessing.forkserver._forkserver.__init__()  # pyright: ignore

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from browser import PAYLOADS
-from project import HERE, make_project, replace_stages
+from project import HERE, hear_interrupts, make_project, replace_stages
 from retroformer.config import load_config
 from retroformer.files import write_json
 from retroformer.journal import alone
@@ -254,7 +254,7 @@ def test_an_interrupt_ends_the_stage_and_leaves_130(root: Path) -> None:
 
 def test_an_interrupt_while_prefect_is_imported_is_one_line() -> None:
     words = [sys.executable, "-X", "importtime", FLOW, "--rounds", "1"]
-    flow = subprocess.Popen(words, cwd=HERE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    flow = subprocess.Popen(words, cwd=HERE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
     try:
         assert flow.stderr is not None
         while "prefect" not in (line := flow.stderr.readline()):
@@ -265,10 +265,6 @@ def test_an_interrupt_while_prefect_is_imported_is_one_line() -> None:
         flow.kill()
     assert flow.returncode == 130
     assert [line for line in told.splitlines() if line and "import time:" not in line] == ["improve: interrupted"]
-
-
-def heard() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize("where", ["alone", "publish", "execute"])
