@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,7 +109,7 @@ import os, signal
 from retroformer import preloaded
 from retroformer.pools import pool
 preloaded.forked = True
-os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
+os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
 try:
     pool(2)
 except KeyboardInterrupt:
@@ -141,13 +142,36 @@ def test_an_interrupt_while_workers_start_is_one_line(
     assert told == "\nretroformer: interrupted; what was finished is kept, run the same command again to go on\n"
 
 
-def test_what_is_deaf_hears_no_interrupt_and_who_started_it_does() -> None:
-    words = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('unheard')"]
+@pytest.mark.parametrize("other", [False, True])
+def test_what_is_deaf_hears_no_interrupt_and_who_started_it_does(other: bool) -> None:
+    """The system gives an interrupt to any thread that lets it in; Python's handler runs in the main one."""
+    words = [sys.executable, "-c", "import signal; signal.raise_signal(signal.SIGINT); print('unheard')"]
     with preloaded.deaf():
         told = subprocess.run(words, capture_output=True, text=True, check=True)
     assert told.stdout == "unheard\n"
-    with pytest.raises(KeyboardInterrupt), preloaded.deaf():
-        os.kill(os.getpid(), signal.SIGINT)
+
+    began, went_on = threading.Event(), threading.Event()
+
+    def interrupt() -> None:
+        began.wait()
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+
+    def interrupted() -> None:
+        with preloaded.deaf():
+            began.set()
+            if other:
+                thread.join()
+            else:
+                interrupt()
+            went_on.set()
+
+    if other:
+        thread.start()  # outside the block, whose mask it would inherit
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert went_on.is_set()
 
 
 def test_who_asks_and_is_gone_takes_nothing_with_it(served: psutil.Process, tmp_path: Path) -> None:
