@@ -31,6 +31,8 @@ RULES = (
     ("/joblib/", "waiting"),
     ("/multiprocessing/", "waiting"),
     ("/concurrent/futures/", "waiting"),
+    ("/retroformer/rollouts/clusters.py", "waiting"),
+    ("/retroformer/training/beside.py", "waiting"),
     ("/retroformer/stages/", "data"),
     ("/retroformer/rollouts/", "data"),
     ("/retroformer/training/", "data"),

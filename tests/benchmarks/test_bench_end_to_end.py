@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,10 @@ import pytest
 
 from project import HERE
 from retroformer.files import read_json
+from retroformer.pools import end, pool
 from retroformer.preloaded import SERVE
+from retroformer.rollouts.clusters import spread
+from retroformer.training.beside import Beside
 
 FLOW, DVC, STAGE = (
     ["python", "flows/improve.py"],
@@ -111,6 +117,50 @@ def test_the_server_in_the_background_is_waited_for_by_nobody(bench: Any) -> Non
 )
 def test_a_stack_says_what_is_done(stack: list[str], expected: tuple[str, str], bench: Any) -> None:
     assert bench("sampler.sitecustomize").classify(stack) == expected
+
+
+def eventually(found: Callable[[], bool], seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while not (there := found()) and time.monotonic() < until:
+        time.sleep(0.01)
+    return there
+
+
+def at_work(folder: Path, _parent: int = 0) -> None:
+    """In a worker: until it is seen."""
+    (folder / "at work").touch()
+    eventually((folder / "seen").exists, 60)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_who_waits_for_workers_is_seen_waiting(bench: Any, tmp_path: Path, beside: bool) -> None:
+    """By the frames that it really has then: how it waits is in the project's code, the rules are here."""
+    sampler = bench("sampler.sitecustomize")
+    main = threading.get_ident()
+    seen: list[bool] = []
+
+    def waiting() -> bool:
+        return sampler.classify(sampler.stack(sys._current_frames()[main]))[1] == "waiting"
+
+    def look() -> None:
+        eventually((tmp_path / "at work").exists, 240)
+        # From then on all the time, and not only where it happens to pass something that is called so.
+        seen.append(eventually(waiting, 10))
+        for _ in range(20):
+            time.sleep(0.01)
+            seen.append(waiting())
+        (tmp_path / "seen").touch()
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    if beside:
+        with Beside(at_work, [tmp_path], 1, 1) as trainings:
+            trainings.results("train")
+    else:
+        list(spread(at_work, [(tmp_path,)], 1, ""))
+        end(pool(1))
+    looking.join()
+    assert seen == [True] * 21
 
 
 def test_samples_add_up_to_the_life_of_a_process(bench: Any, tmp_path: Path) -> None:
