@@ -32,6 +32,7 @@ RULES = (
     ("/multiprocessing/", "waiting"),
     ("/concurrent/futures/", "waiting"),
     ("/retroformer/rollouts/clusters.py", "waiting"),
+    ("/retroformer/rollouts/processes.py", "waiting"),
     ("/retroformer/training/beside.py", "waiting"),
     ("/retroformer/stages/", "data"),
     ("/retroformer/rollouts/", "data"),

@@ -163,6 +163,30 @@ def test_who_waits_for_workers_is_seen_waiting(bench: Any, tmp_path: Path, besid
     assert seen == [True] * 21
 
 
+IDLE_ENVIRONMENTS = """
+import time
+from retroformer.rollouts.apart import Apart
+from retroformer.rollouts.episodes import Conditions, Episode
+from retroformer.rollouts.lanes import Order
+lanes = Apart(Conditions(0, "compact", "token", environments=1))
+lanes.do([Order(0, Episode("babyai:P5N2", 0, "train"))])
+time.sleep(2)
+lanes.close()
+"""
+
+
+def test_environments_that_are_asked_nothing_do_nothing(bench: Any, tmp_path: Path) -> None:
+    """Nor does the process above them, which waits for their end."""
+    path = [HERE / "benchmarks/sampler", HERE / "src"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "RETROFORMER_SAMPLES": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", IDLE_ENVIRONMENTS], env=environment, check=True)
+    inside = [one for one in bench("breakdown").read_samples(tmp_path) if one.kind == "environments"]
+    assert len(inside) == 2
+    for one in inside:
+        doing = {what: sum(seen.get(("", what), 0.0) for seen in one.bins.values()) for what in ("waiting", "data")}
+        assert doing["waiting"] > 2 * doing["data"], one
+
+
 def test_samples_add_up_to_the_life_of_a_process(bench: Any, tmp_path: Path) -> None:
     source = "import time, os\ntime.sleep(0.7)\nif os.fork():\n    os.wait()\nelse:\n    time.sleep(0.3)\n"
     environment = {
