@@ -13,6 +13,7 @@ import time
 
 FOLDER = os.environ.get("RETROFORMER_SAMPLES", "")
 INTERVAL = 0.01
+SWITCH = 1e-5
 BIN = 0.5
 RULES = (
     ("/great_expectations/", "contract"),
@@ -77,6 +78,9 @@ class Sampler:
         self.lock = threading.Lock()
         self.told = False
         self.started = self.last
+        # Else Python lets a look wait for as long as 5 ms, and then it falls on whatever lets go of the interpreter
+        # first: a system call, again and again the same.
+        sys.setswitchinterval(SWITCH)
         threading.Thread(target=self.run, daemon=True).start()
 
     def run(self):

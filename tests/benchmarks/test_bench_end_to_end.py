@@ -187,6 +187,33 @@ def test_environments_that_are_asked_nothing_do_nothing(bench: Any, tmp_path: Pa
         assert doing["waiting"] > 2 * doing["data"], one
 
 
+BURSTS = """
+import os, time
+from minigrid.burning import burn
+until = time.monotonic() + 2
+while time.monotonic() < until:
+    burn()
+    os.fstat(0)
+"""
+
+
+def test_short_work_between_system_calls_is_seen(bench: Any, tmp_path: Path) -> None:
+    """Not only the calls, at which Python hands the interpreter over."""
+    package, samples = tmp_path / "minigrid", tmp_path / "samples"
+    package.mkdir()
+    samples.mkdir()
+    (package / "__init__.py").touch()
+    (package / "burning.py").write_text("def burn():\n    for _ in range(20_000):\n        pass\n")
+    path = os.pathsep.join(map(str, (HERE / "benchmarks/sampler", tmp_path)))
+    environment = {**os.environ, "PYTHONPATH": path, "RETROFORMER_SAMPLES": str(samples)}
+    subprocess.run([sys.executable, "-c", BURSTS], env=environment, check=True)
+    [one] = bench("breakdown").read_samples(samples)
+    seen = {
+        what: sum(spent.get(("", what), 0.0) for spent in one.bins.values()) for what in ("environments", "outside")
+    }
+    assert seen["environments"] > 3 * seen["outside"]
+
+
 def test_samples_add_up_to_the_life_of_a_process(bench: Any, tmp_path: Path) -> None:
     source = "import time, os\ntime.sleep(0.7)\nif os.fork():\n    os.wait()\nelse:\n    time.sleep(0.3)\n"
     environment = {
