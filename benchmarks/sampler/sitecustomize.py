@@ -1,7 +1,8 @@
 """Python loads this in every process of a measured round: it notes what the main thread does, 100 times a second.
 
 A thread looks at the main thread's stack and adds the wall time since its last look to what it sees, in bins of half a
-second. Nothing of the project is changed or wrapped. Standard library alone, since everything pays for it.
+second. Nothing of the project is changed or wrapped; Python hands the interpreter over sooner while a look waits.
+Standard library alone, since everything pays for it.
 """
 
 import atexit

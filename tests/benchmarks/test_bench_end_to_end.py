@@ -163,6 +163,17 @@ def test_who_waits_for_workers_is_seen_waiting(bench: Any, tmp_path: Path, besid
     assert seen == [True] * 21
 
 
+def sampled(bench: Any, source: str, samples: Path, *path: Path) -> list[Any]:
+    """The processes of a script that ran with the sampler, and with `path` to import from."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (HERE / "benchmarks/sampler", *path))),
+        "RETROFORMER_SAMPLES": str(samples),
+    }
+    subprocess.run([sys.executable, "-c", source], env=environment, check=True)
+    return bench("breakdown").read_samples(samples)
+
+
 IDLE_ENVIRONMENTS = """
 import time
 from retroformer.rollouts.apart import Apart
@@ -177,10 +188,8 @@ lanes.close()
 
 def test_environments_that_are_asked_nothing_do_nothing(bench: Any, tmp_path: Path) -> None:
     """Nor does the process above them, which waits for their end."""
-    path = [HERE / "benchmarks/sampler", HERE / "src"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "RETROFORMER_SAMPLES": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", IDLE_ENVIRONMENTS], env=environment, check=True)
-    inside = [one for one in bench("breakdown").read_samples(tmp_path) if one.kind == "environments"]
+    found = sampled(bench, IDLE_ENVIRONMENTS, tmp_path, HERE / "src")
+    inside = [one for one in found if one.kind == "environments"]
     assert len(inside) == 2
     for one in inside:
         doing = {what: sum(seen.get(("", what), 0.0) for seen in one.bins.values()) for what in ("waiting", "data")}
@@ -204,10 +213,7 @@ def test_short_work_between_system_calls_is_seen(bench: Any, tmp_path: Path) -> 
     samples.mkdir()
     (package / "__init__.py").touch()
     (package / "burning.py").write_text("def burn():\n    for _ in range(20_000):\n        pass\n")
-    path = os.pathsep.join(map(str, (HERE / "benchmarks/sampler", tmp_path)))
-    environment = {**os.environ, "PYTHONPATH": path, "RETROFORMER_SAMPLES": str(samples)}
-    subprocess.run([sys.executable, "-c", BURSTS], env=environment, check=True)
-    [one] = bench("breakdown").read_samples(samples)
+    [one] = sampled(bench, BURSTS, samples, tmp_path)
     seen = {
         what: sum(spent.get(("", what), 0.0) for spent in one.bins.values()) for what in ("environments", "outside")
     }
@@ -216,14 +222,8 @@ def test_short_work_between_system_calls_is_seen(bench: Any, tmp_path: Path) -> 
 
 def test_samples_add_up_to_the_life_of_a_process(bench: Any, tmp_path: Path) -> None:
     source = "import time, os\ntime.sleep(0.7)\nif os.fork():\n    os.wait()\nelse:\n    time.sleep(0.3)\n"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(HERE / "benchmarks/sampler"),
-        "RETROFORMER_SAMPLES": str(tmp_path),
-    }
-    subprocess.run([sys.executable, "-c", source], env=environment, check=True)
     (tmp_path / "ended as it began.jsonl").touch()
-    parent, child = sorted(bench("breakdown").read_samples(tmp_path), key=lambda one: one.started)
+    parent, child = sorted(sampled(bench, source, tmp_path), key=lambda one: one.started)
     lives = [sum(sum(seen.values()) for seen in one.bins.values()) for one in (parent, child)]
     assert 0.9 < lives[0] < 5
     assert 0.2 < lives[1] < lives[0]
